@@ -1,0 +1,182 @@
+"""Measure what ``transmla convert`` costs: time and peak memory, each in a process of its own.
+
+Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not.
+Flags after ``--`` go to ``transmla convert``:
+
+    python scripts/bench_convert.py --depths 4 8 16 32 --threads 2 -- --method rorope
+    python scripts/bench_convert.py --model FOLDER --calibration text.txt -- --gguf-file model.gguf
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+IMPORTS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
+VOCAB_SIZE = 4096
+
+
+def measure(command: list[str], *, threads: int) -> dict[str, float]:
+    """Run a command and return its wall time, its processor time and its peak memory.
+
+    A child is charged with the memory of the process that it was forked from, so this process must stay small: it never
+    imports torch.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryFile() as messages:
+        started = time.perf_counter()
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, env=environment)
+        # Not getrusage(RUSAGE_CHILDREN): that is the maximum over all children so far.
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - started
+        child.returncode = os.waitstatus_to_exitcode(status)
+        messages.seek(0)
+        if child.returncode:
+            sys.exit(f"{' '.join(command)} failed:\n{messages.read().decode(errors='replace')}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_mb": round(usage.ru_maxrss * unit / 1e6),
+    }
+
+
+def make_checkpoint(folder: Path, *, num_layers: int) -> None:
+    """Write a random Llama with a tokenizer, and a text that it can be calibrated on beside it."""
+    import random
+
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=num_layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="32MB")
+
+    words = [f"w{index}" for index in range(VOCAB_SIZE)]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)
+    chosen = random.Random(0).choices(words, k=100_000)
+    folder.with_suffix(".txt").write_text(" ".join(chosen), encoding="utf-8")
+
+
+def describe(folder: Path) -> dict[str, float]:
+    """Read depth, parameters and size off a folder with a config and safetensors; leave out what it does not have."""
+    found = {}
+    if (folder / "config.json").is_file():
+        found["layers"] = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("num_hidden_layers")
+    shards = list(folder.glob("*.safetensors"))
+    if shards:
+        found["parameters"] = sum(count_parameters(shard) for shard in shards)
+        found["checkpoint_mb"] = round(sum(shard.stat().st_size for shard in shards) / 1e6)
+    return found
+
+
+def count_parameters(shard: Path) -> int:
+    """Add up the shapes in the header of one safetensors file."""
+    with shard.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def bench(model: str, calibration: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Convert one model into a temporary folder and return its row of the table."""
+    print(f"Converting {model}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="bench-output-") as scratch:
+        command = [sys.executable, "-m", "transmla", "convert", model, str(Path(scratch) / "converted")]
+        command += ["--calibration", calibration]
+        for flag in ("qk_rope_head_dim", "kv_lora_rank", "num_windows", "window"):
+            command += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
+        return {**describe(Path(model)), **measure(command + options.flags, threads=options.threads)}
+
+
+def bench_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Bench random checkpoints, one at a time, each made in a process that is gone when its conversion starts."""
+    rows = []
+    for depth in options.depths:
+        with tempfile.TemporaryDirectory(prefix="bench-source-") as scratch:
+            folder = Path(scratch) / f"layers-{depth}"
+            maker = multiprocessing.get_context("spawn").Process(
+                target=make_checkpoint, args=(folder,), kwargs={"num_layers": depth}
+            )
+            maker.start()
+            maker.join()
+            if maker.exitcode:
+                sys.exit(f"The checkpoint of {depth} layers could not be made.")
+            rows.append(bench(str(folder), str(folder.with_suffix(".txt")), options))
+    return rows
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """Print the rows for people."""
+    print(f"{report['machine']}; {report['threads']} threads; " + ", ".join(map(" ".join, report["versions"].items())))
+    print(f"{report['num_windows']} windows of {report['window']} tokens; flags: {' '.join(report['flags']) or 'none'}")
+    columns = ("layers", "parameters", "checkpoint_mb", "seconds", "cpu_seconds", "peak_mb")
+    print("  ".join(f"{column:>13}" for column in columns))
+    for row in ({"layers": "imports only", **report["imports"]}, *report["rows"]):
+        cells = (row.get(column, "-") for column in columns)
+        print("  ".join(f"{cell:>13,}" if isinstance(cell, int | float) else f"{cell:>13}" for cell in cells))
+
+
+def main() -> None:
+    """Bench, then print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32], help="layers of the random models")
+    parser.add_argument("--model", help="measure this model instead")
+    parser.add_argument("--calibration", help="text for --model")
+    parser.add_argument("--qk-rope-head-dim", type=int, default=64)
+    parser.add_argument("--kv-lora-rank", type=int, default=128)
+    parser.add_argument("--num-windows", type=int, default=32)
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:end])
+    options.flags = arguments[end + 1 :]
+    if bool(options.model) != bool(options.calibration):
+        parser.error("--model and --calibration go together.")
+
+    imports = [sys.executable, "-c", IMPORTS]
+    measure(imports, threads=options.threads)  # from here on the libraries are in the disk cache
+    report = {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("transmla", "torch", "transformers")},
+        "threads": options.threads,
+        "num_windows": options.num_windows,
+        "window": options.window,
+        "flags": options.flags,
+        "imports": measure(imports, threads=options.threads),
+        "rows": [bench(options.model, options.calibration, options)] if options.model else bench_depths(options),
+    }
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_table(report)
+
+
+if __name__ == "__main__":
+    main()

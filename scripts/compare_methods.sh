@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Our method beside the TransMLA paper's at every FreqFold, so that the paper's can be read at its best one. The best is
+# picked on the very text it is judged by, which favours the paper's method; ours has nothing to pick.
+# Usage: scripts/compare_methods.sh [QK_ROPE_HEAD_DIM [KV_LORA_RANK [OUTPUT_DIR]]]
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+
+rope="${1:-32}"
+rank="${2:-96}"
+output="${3:-compare-output}/$rope-$rank"
+gguf=SmolLM2-135M-Instruct.Q4_1.gguf
+converted=()
+
+step() { printf '\n==> %s\n' "$*" >&2; }
+
+convert() {
+    step "Converting to $1"
+    transmla convert "$assets/smollm2" "$output/$1" --gguf-file "$gguf" \
+        --qk-rope-head-dim "$rope" --kv-lora-rank "$rank" \
+        --calibration "$assets/wiki-fit.txt" --num-windows 128 --window 256 --overwrite "${@:2}"
+    converted+=("$output/$1")
+}
+
+assets="$(python "$TRANSMLA_ROOT/scripts/fetch_assets.py")"
+mkdir -p -- "$output"
+for fold in 2 4 8 16; do
+    convert "rorope-fold-$fold" --method rorope --freq-fold "$fold"
+done
+convert ours
+
+step "Measuring; the report goes to $output/report.json"
+transmla eval "$assets/smollm2" "${converted[@]}" --gguf-file "$gguf" \
+    --dataset "$assets/wiki-test.txt" --window 1024 --max-tokens 16384 --json >"$output/report.json"
+python - "$output/report.json" <<'PYTHON'
+import pathlib, sys
+from rich.console import Console
+from transmla.cli.eval import report_table
+from transmla.evaluate.report import EvalReport
+Console().print(report_table(EvalReport.model_validate_json(pathlib.Path(sys.argv[1]).read_text())))
+PYTHON

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# A small real model, converted by both methods, measured beside its source, and speaking through stock transformers.
+# Usage: scripts/quickstart.sh [OUTPUT_DIR]
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+
+output="${1:-quickstart-output}"
+gguf=SmolLM2-135M-Instruct.Q4_1.gguf
+ours="$output/mla-32-96"
+rorope="$output/rorope-32-96"
+
+step() { printf '\n==> %s\n' "$*" >&2; }
+
+convert() {
+    transmla convert "$assets/smollm2" "$1" --gguf-file "$gguf" --qk-rope-head-dim 32 --kv-lora-rank 96 \
+        --calibration "$assets/wiki-fit.txt" --num-windows 128 --window 256 --overwrite "${@:2}"
+}
+
+step "Fetching SmolLM2-135M and Wikipedia text"
+assets="$(python "$TRANSMLA_ROOT/scripts/fetch_assets.py")"
+mkdir -p -- "$output"
+
+step "Converting: 384 cached numbers per token and layer become 32 + 96"
+convert "$ours"
+
+step "Converting the same by the TransMLA paper's method"
+convert "$rorope" --method rorope --freq-fold 4
+
+step "Measuring all three on Wikipedia articles that no conversion has seen"
+transmla eval "$assets/smollm2" "$rorope" "$ours" --gguf-file "$gguf" \
+    --dataset "$assets/wiki-test.txt" --window 1024 --max-tokens 16384
+
+step "Generating with stock transformers from $ours"
+python "$TRANSMLA_ROOT/scripts/generate.py" "$ours"
+
+step "Done in $SECONDS s; the converted models are in $output"

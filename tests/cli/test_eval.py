@@ -1,0 +1,102 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+import transmla.evaluate.run
+from transmla.cli.eval import evaluate_models, report_table
+from transmla.errors import UsageError
+from transmla.evaluate.report import DataReport, EvalReport, ModelReport, Versions
+
+REPORT = EvalReport(
+    source=ModelReport(
+        name="org/Source-Model-8B-Instruct",
+        perplexity=18.2974,
+        nll=2.9068,
+        kv_bytes_per_token=131072,
+        kv_numbers_per_token_layer=2048.0,
+        num_parameters=8_030_261_248,
+    ),
+    converted=(
+        ModelReport(
+            name="/somewhere/converted",
+            perplexity=19.0123,
+            nll=2.9451,
+            excess_nll=-0.0000312,
+            kl=0.04321,
+            top1_agreement=0.93187,
+            kv_bytes_per_token=32768,
+            kv_numbers_per_token_layer=512.0,
+            num_parameters=135_000,
+        ),
+    ),
+    data=DataReport(
+        dataset="texts/wiki.txt", num_tokens=16384, num_windows=16, window=1024, num_positions=16368, sha256="0" * 64
+    ),
+    dtype="float32",
+    device="cpu",
+    versions=Versions(transmla="0", torch="0", transformers="0"),
+)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    requests = []
+
+    def evaluate(request, *, progress):
+        requests.append(request)
+        return REPORT
+
+    monkeypatch.setattr(transmla.evaluate.run, "evaluate", evaluate)
+    app = typer.Typer()
+    app.command()(evaluate_models)
+
+    def run(*args):
+        return CliRunner().invoke(app, args), requests[-1] if requests else None
+
+    return run
+
+
+def test_json_is_the_report_and_nothing_else(run):
+    result, _ = run("m", "c", "--dataset", "a.txt", "--json")
+    assert json.loads(result.stdout) == REPORT.model_dump(mode="json")
+
+
+def test_flags_win_over_the_recipe(run, tmp_path):
+    recipe = tmp_path / "eval.yaml"
+    recipe.write_text("source: m\nconverted: [a, b]\ndataset: a.txt\nwindow: 8\nbatch_size: 3\n")
+    _, request = run("--config", str(recipe), "--window", "16", "--max-tokens", "99")
+    assert (request.source, request.converted, request.dataset) == ("m", ("a", "b"), "a.txt")
+    assert (request.window, request.max_tokens, request.batch_size, request.dtype) == (16, 99, 3, "float32")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(["m"], "--dataset is missing"), (["m", "--dataset", "a.txt", "--dtype", "int8"], "--dtype: .*int8")],
+)
+def test_a_request_that_cannot_be_is_refused(run, args, message):
+    result, request = run(*args)
+    assert request is None
+    with pytest.raises(UsageError, match=message):
+        raise result.exception
+
+
+def test_the_table_fits_a_narrow_terminal(run):
+    console = Console(width=80, record=True)
+    console.print(report_table(REPORT))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert max(map(len, lines)) <= 80
+    shown = "\n".join(lines)
+    for part in ("wiki.txt: 16 windows of 1024 tokens", "18.2974", "-3e-05", "0.0432", "93.19%", "131,072", "8.03B"):
+        assert part in shown
+    result, _ = run("m", "c", "--dataset", "a.txt")
+    assert "19.0123" in result.stdout
+
+
+def test_help_does_not_wait_for_pytorch():
+    code = "import sys, transmla.cli.eval; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,41 @@
+"""Fixtures that every test may use; checkpoints come from ``tests.factory``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.factory import TEXT
+
+
+@pytest.fixture(scope="session")
+def calibration_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of a few thousand tokens, in which each word depends on the one before it."""
+    words = sorted({word.strip('.,;:"') for word in TEXT.lower().split()})
+    chooser = random.Random(0)
+    followers = {word: chooser.sample(words, 4) for word in words}
+
+    def sentence() -> str:
+        chain = [chooser.choice(words)]
+        while len(chain) < chooser.randint(6, 14):
+            chain.append(chooser.choice(followers[chain[-1]]))
+        return " ".join(chain) + "."
+
+    paragraphs = [" ".join(sentence() for _ in range(6)) for _ in range(40)]
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable:
+    """Run a ``transmla`` command in this process: ``cli("convert", source, output).exit_code``."""
+    from typer.testing import CliRunner
+
+    from transmla.cli.app import app
+
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])

@@ -1,0 +1,1 @@
+"""What a source model looks like, as data."""

@@ -1,0 +1,68 @@
+"""One row of data per model family: where its weights are, and what the target cannot hold.
+
+A family is added by adding a row. Nothing else in the package asks for a model's name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A config key that must have one of a few values, and why.
+
+    Attributes:
+        key: key of config.json; an absent key passes.
+        allowed: values that pass.
+        reason: completes the sentence "… cannot be converted: ".
+    """
+
+    key: str
+    allowed: tuple[object, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one ``model_type`` names its parts.
+
+    Attributes:
+        title: name for people.
+        layers: prefix of the decoder layers, before ``.{index}.``.
+        attention: prefix inside a layer of the modules ``q_proj, k_proj, v_proj, o_proj``.
+        input_norm: name inside a layer of the norm weight in front of attention.
+        residual_writers: suffixes inside a layer of the weights whose output is added to the residual stream.
+        embedding, head: names of the token embedding and of the output head.
+        requirements: what must hold for the target to be able to hold the model.
+    """
+
+    title: str
+    layers: str = "model.layers"
+    attention: str = "self_attn"
+    input_norm: str = "input_layernorm.weight"
+    residual_writers: tuple[str, ...] = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+    embedding: str = "model.embed_tokens.weight"
+    head: str = "lm_head.weight"
+    requirements: tuple[Requirement, ...] = ()
+
+
+_COMMON = (
+    Requirement("hidden_act", ("silu",), "DeepSeek-V3 engines compute SwiGLU with silu only"),
+    Requirement("attention_bias", (False, None), "biases on q, k, v are not supported yet"),
+    Requirement("mlp_bias", (False, None), "DeepSeek-V3 has no biases in its MLP"),
+    Requirement("quantization_config", (None,), "its weights are quantised; convert the full-precision checkpoint"),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "llama": Family("Llama", requirements=_COMMON),
+        "mistral": Family(
+            "Mistral",
+            requirements=(
+                *_COMMON,
+                Requirement("sliding_window", (None,), "DeepSeek-V3 has no sliding-window attention"),
+            ),
+        ),
+    }
+)

@@ -1,0 +1,40 @@
+"""A stock transformers model without weights: names, shapes, and one decoder layer at a time."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+
+class Skeleton:
+    """The architecture of a causal language model on the meta device, where it costs no memory."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        """Build the skeleton from transformers' own class for ``config``."""
+        # Only the released code of transformers may define the model, and SDPA needs no mask tensor.
+        with torch.device("meta"):
+            self._model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, attn_implementation="sdpa", dtype=torch.float32
+            ).eval()
+        self._config = self._model.config
+        #: Name and shape of every tensor of a checkpoint, a tied head included.
+        self.shapes = {name: tensor.shape for name, tensor in self._model.state_dict().items()}
+
+    @contextmanager
+    def module(self, path: str, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """Lend the submodule at ``path`` holding ``tensors``, named relative to it, which are not copied.
+
+        Afterwards it is empty again: only what is lent takes memory.
+        """
+        module = self._model.get_submodule(path)
+        module.load_state_dict(tensors, assign=True)
+        try:
+            yield module.requires_grad_(False)
+        finally:
+            module.to("meta")
+
+    def rotary(self, device: torch.device) -> nn.Module:
+        """Return the model's rotary embedding, computed afresh on ``device``: its tables are in no checkpoint."""
+        return type(self._model.get_decoder().rotary_emb)(self._config).to(device)

@@ -1,0 +1,168 @@
+"""From a config to the sizes and frequencies of its attention, or a sentence that says why not."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from transmla.arch.family import FAMILIES, Family
+from transmla.errors import CheckpointError, UnsupportedModelError
+
+# RoPE types whose frequencies do not depend on the sequence, so that a fixed grid can hold them.
+_STATIC_ROPE = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSpec:
+    """Everything about the source that the conversion needs to know.
+
+    Attributes:
+        family: the row of the family table.
+        frequencies: θ_l of each rotary pair, in radians per token, as the source model computes them.
+        rope_theta, rope_type: base of the frequencies and how they were scaled.
+    """
+
+    family: Family
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_type: str
+    frequencies: Float[Tensor, " pair"]
+
+    @property
+    def num_pairs(self) -> int:
+        """Rotary pairs of one head."""
+        return self.head_dim // 2
+
+    @property
+    def num_key_value_groups(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    @property
+    def key_size(self) -> int:
+        """Numbers in the keys (or the values) of one token, all heads together."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def cache_numbers(self) -> int:
+        """Numbers cached per token and layer: keys and values."""
+        return 2 * self.key_size
+
+    def layer_prefix(self, index: int) -> str:
+        """Return the prefix of every tensor of decoder layer ``index``."""
+        return f"{self.family.layers}.{index}."
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """Read ``config.json`` of a family that the table knows.
+
+    Raises:
+        CheckpointError: absent, not JSON, or refused by transformers' own validation.
+        UnsupportedModelError: a family that is not in the table.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+    model_type = raw.get("model_type") if isinstance(raw, dict) else None
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}."
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers validates with several exception types of its own
+        raise CheckpointError(f"{path} is not a valid {model_type} config: {' '.join(str(error).split())}") from None
+
+
+def describe(config: PretrainedConfig) -> AttentionSpec:
+    """Describe the attention of a supported model.
+
+    Raises:
+        UnsupportedModelError: the target cannot hold the model; the exact reason.
+        CheckpointError: sizes that contradict each other.
+    """
+    family = FAMILIES[config.model_type]
+    for requirement in family.requirements:
+        value = getattr(config, requirement.key, None)
+        if value not in requirement.allowed:
+            raise UnsupportedModelError(
+                f"This {family.title} model cannot be converted: {requirement.reason} "
+                f"(config.json: {requirement.key} = {_short(value)})."
+            )
+    for key in _SIZES:
+        if getattr(config, key) < 1:
+            raise CheckpointError(f"config.json: {key} must be at least 1, found {getattr(config, key)}.")
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"config.json: {heads} attention heads cannot be shared out among {kv_heads} key/value heads."
+        )
+    if head_dim % 2:
+        raise CheckpointError(f"config.json: RoPE needs an even head_dim, found {head_dim}.")
+    theta, rope_type, frequencies = _frequencies(config)
+    if len(frequencies) != head_dim // 2:
+        raise UnsupportedModelError(
+            f"This {family.title} model cannot be converted: only {2 * len(frequencies)} of {head_dim} dimensions "
+            "of a head are rotated (partial_rotary_factor)."
+        )
+    sizes = {key: getattr(config, key) for key in _SIZES}
+    return AttentionSpec(
+        family=family,
+        model_type=config.model_type,
+        rms_norm_eps=float(config.rms_norm_eps),
+        rope_theta=theta,
+        rope_type=rope_type,
+        frequencies=frequencies,
+        **sizes,
+    )
+
+
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+def _frequencies(config: PretrainedConfig) -> tuple[float, str, Float[Tensor, " pair"]]:
+    parameters = config.rope_parameters
+    rope_type, theta = parameters["rope_type"], float(parameters["rope_theta"])
+    if rope_type not in _STATIC_ROPE:
+        raise UnsupportedModelError(
+            f"RoPE type {rope_type!r} is not supported yet; supported: {', '.join(_STATIC_ROPE)}."
+        )
+    if rope_type == "default":
+        # In float32 with float32 intermediate steps, as the source computes them: exact mode repeats these bits.
+        partial = parameters.get("partial_rotary_factor", 1.0)
+        dim = int(config.head_dim * partial)
+        return theta, rope_type, 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+    assert scaling == 1.0, "the static types scale no logits"
+    return theta, rope_type, frequencies
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

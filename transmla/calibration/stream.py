@@ -1,0 +1,68 @@
+"""The source model on the calibration windows, one decoder layer in memory at a time.
+
+What lives here is the residual stream of every window and one stock transformers decoder layer. A layer's attention is
+watched from outside by hooks, so whatever the family does around it, its inputs and outputs are the true ones.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transmla.arch.skeleton import Skeleton
+from transmla.arch.spec import AttentionSpec
+
+
+class Attended(NamedTuple):
+    """What an attention module saw and said for one batch of windows."""
+
+    input: Float[Tensor, "batch tokens hidden"]
+    output: Float[Tensor, "batch tokens hidden"]
+
+
+class SourceStream:
+    """The residual stream of all windows, in front of the next layer."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        spec: AttentionSpec,
+        embedding: Float[Tensor, "vocab hidden"],
+        windows: Int[Tensor, "windows tokens"],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+    ) -> None:
+        """Embed the windows."""
+        self._skeleton, self._spec = skeleton, spec
+        self._device, self._dtype, self._batch_size = device, dtype, batch_size
+        self._hidden = embedding[windows].to(device, dtype)
+        positions = torch.arange(windows.shape[1], device=device).unsqueeze(0)
+        self._rotary = skeleton.rotary(device)(self._hidden[:1], positions)
+
+    def layer(self, index: int, tensors: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
+        """Lend decoder layer ``index`` holding ``tensors``, on the device and in the type of the stream."""
+        tensors = {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
+        return self._skeleton.module(self._spec.layer_prefix(index).removesuffix("."), tensors)
+
+    @torch.no_grad()
+    def advance(self, layer: nn.Module, rows: slice) -> Iterator[Attended]:
+        """Send the windows in ``rows`` through ``layer`` and yield what its attention did, batch by batch."""
+        seen: list[Attended] = []
+        attention = layer.get_submodule(self._spec.family.attention)
+        hook = attention.register_forward_hook(
+            lambda module, args, kwargs, output: seen.append(
+                Attended(args[0] if args else kwargs["hidden_states"], output[0])
+            ),
+            with_kwargs=True,
+        )
+        try:
+            for batch in self._hidden[rows].split(self._batch_size):
+                batch.copy_(layer(batch, position_embeddings=self._rotary))
+                yield seen.pop()
+        finally:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""Safetensors checkpoints in and out; nothing here knows what the weights mean."""

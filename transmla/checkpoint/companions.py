@@ -1,0 +1,65 @@
+"""The files that travel with a model: tokenizer, chat template, generation defaults, licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from transmla.checkpoint.folder import check_inside, read_json
+
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
+
+
+def copy_companions(source_folder: Path, output_dir: Path) -> tuple[str, ...]:
+    """Copy the companions of a model and return their names.
+
+    Code stays behind, and so does ``auto_map``, the key by which a JSON file would ask for it.
+
+    Raises:
+        CheckpointError: a companion is a link out of the folder, or is not the JSON it should be.
+    """
+    paths = [path for pattern in COMPANIONS for path in sorted(source_folder.glob(pattern)) if path.is_file()]
+    names = []
+    for path in [*paths, *find_licences(source_folder)]:
+        check_inside(source_folder, path)
+        name = path.relative_to(source_folder)
+        target = output_dir / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(path, target)
+        names.append(name.as_posix())
+    return tuple(names)
+
+
+def find_licences(folder: Path) -> list[Path]:
+    """Return the licence files of ``folder``, however their names are cased."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix != ".py" and any(fnmatchcase(path.name.upper(), name) for name in LICENCES)
+    )
+
+
+def _copy(path: Path, target: Path) -> None:
+    if path.suffix == ".json":
+        content = read_json(path.parent, path.name)
+        if content.pop("auto_map", None) is not None:
+            target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            return
+    shutil.copyfile(path, target)

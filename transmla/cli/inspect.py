@@ -1,0 +1,79 @@
+"""``transmla inspect``: what a model is and what it can become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from transmla.config import InspectRequest
+
+if TYPE_CHECKING:
+    from transmla.convert.inspect import Inspection
+
+_help = InspectRequest.describe
+
+
+def inspect_model(
+    model: Annotated[str | None, typer.Argument(help=_help("model"))] = None,
+    context: Annotated[int | None, typer.Option(help=_help("context"))] = None,
+    gguf_file: Annotated[str | None, typer.Option(help=_help("gguf_file"))] = None,
+    revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
+    token: Annotated[str | None, typer.Option(help=_help("token"))] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML recipe; flags win over it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the inspection as JSON.")] = False,
+) -> None:
+    """Read config and headers only: sizes, KV cache, ways to convert, and engines that load the result."""
+    flags = {"model": model, "context": context, "gguf_file": gguf_file, "revision": revision, "token": token}
+    request = InspectRequest.build(recipe=config, flags=flags)
+
+    from transmla.convert.inspect import inspect
+
+    inspection = inspect(request)
+    if as_json:
+        print(inspection.model_dump_json(indent=2))
+    else:
+        Console().print(inspection_view(inspection))
+
+
+def inspection_view(inspection: Inspection) -> Group:
+    """Lay an inspection out for people, within 80 columns."""
+    from transmla.cli.plan_view import facts_table, readable_bytes
+
+    facts = facts_table(inspection.model)
+    rows = {
+        "Family": f"{inspection.family} ({inspection.model_type}), {inspection.num_parameters:,} parameters, "
+        f"{inspection.dtype}",
+        "Layers": f"{inspection.num_hidden_layers} of hidden size {inspection.hidden_size}",
+        "Heads": f"{inspection.num_attention_heads} query, {inspection.num_key_value_heads} key/value, "
+        f"size {inspection.head_dim}",
+        "RoPE": f"{inspection.rope_type}, theta {inspection.rope_theta:g}, "
+        f"context {inspection.max_position_embeddings:,}",
+        "KV cache": f"{inspection.kv_numbers_per_token_layer} numbers per token and layer, "
+        f"{inspection.kv_bytes_per_token:,} bytes per token, "
+        f"{readable_bytes(inspection.kv_bytes_in_context)} for {inspection.context:,} tokens",
+    }
+    for name, value in rows.items():
+        facts.add_row(name, value)
+
+    ways = Table(title="Can be converted", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    ways.add_column("With", no_wrap=True)
+    ways.add_column("Result", no_wrap=True)
+    ways.add_column("Latent\n+ rotary", justify="right", no_wrap=True)
+    ways.add_column("KV for\ncontext", justify="right", no_wrap=True)
+    ways.add_column("Share", justify="right", no_wrap=True)
+    ways.add_column("Engines", overflow="fold")
+    for way in inspection.candidates:
+        ways.add_row(
+            "\n".join(way.flags),
+            "exact" if way.exact else "approx.",
+            f"{way.kv_lora_rank} + {way.qk_rope_head_dim}",
+            readable_bytes(way.kv_bytes_in_context),
+            f"{way.share:.0%}",
+            ", ".join(way.engines) or "none",
+        )
+    return Group(facts, ways)

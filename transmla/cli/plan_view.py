@@ -1,0 +1,62 @@
+"""A plan, a report and an inspection as tables for people."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from transmla.convert.plan import PlanSummary
+from transmla.convert.report import ConversionReport
+
+
+def facts_table(title: str) -> Table:
+    """Start a table of one fact a row."""
+    table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left", pad_edge=False)
+    table.add_column("", style="bold", no_wrap=True)
+    table.add_column("", overflow="fold")
+    return table
+
+
+def plan_table(plan: PlanSummary) -> Table:
+    """Lay a plan out for people, within 80 columns."""
+    table = facts_table(f"{plan.model} → {plan.output_dir}")
+    rows = {
+        "Family": f"{plan.family}, {plan.num_layers} layers",
+        "Method": plan.method,
+        "KV cache": f"{plan.source_numbers_per_token_layer} → {plan.numbers_per_token_layer} numbers per token and "
+        f"layer ({plan.kv_lora_rank} latent + {plan.qk_rope_head_dim} rotary)",
+        "": f"{plan.source_kv_bytes_per_token:,} → {plan.kv_bytes_per_token:,} bytes per token in {plan.dtype} "
+        f"({plan.kv_bytes_per_token / plan.source_kv_bytes_per_token:.0%})",
+        "Head sizes": f"nope {plan.qk_nope_head_dim}, rope {plan.qk_rope_head_dim}, value {plan.v_head_dim}"
+        + (f", q_lora_rank {plan.q_lora_rank}" if plan.q_lora_rank else ""),
+        "Output": f"{readable_bytes(plan.output_bytes)} in {plan.num_shards} file(s)",
+        "Peak memory": f"about {readable_bytes(plan.peak_memory_bytes)} beyond what the libraries take",
+        "Engines": ", ".join(plan.engines) or "none takes these sizes; --engine NAME tells what it needs",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def report_table(report: ConversionReport) -> Table:
+    """Lay the result of a conversion out for people."""
+    table = plan_table(report.plan)
+    measured = [layer for layer in report.layers if layer.relative_error is not None]
+    if measured:
+        worst = max(measured, key=lambda layer: layer.relative_error or 0)
+        table.add_row(
+            "Error",
+            f"attention output on held-out windows: mean {report.mean_relative_error:.3g}, "
+            f"worst {worst.relative_error:.3g} (layer {worst.layer})",
+        )
+    table.add_row("Time", f"{report.seconds:.0f} s")
+    return table
+
+
+def readable_bytes(count: int) -> str:
+    """Write a number of bytes as people do."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.3g} TB"

@@ -1,0 +1,160 @@
+"""What the user asks for: frozen requests that read and write YAML recipes.
+
+Each field is described once, here; the command line takes its help text from the same place.
+Flags win over the recipe, the recipe wins over the defaults, and a flag that was not given is ``None``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from transmla.errors import UsageError
+
+Method = Literal["complex", "rorope"]
+Profile = Literal["portable", "quantizable"]
+EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx"]
+OutputDtype = Literal["auto", "float32", "bfloat16", "float16"]
+ComputeDtype = Literal["float32", "bfloat16"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Request(BaseModel):
+    """A frozen set of choices; unknown keys are refused rather than ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def describe(cls, field: str) -> str:
+        """Return the one description of ``field``, for help texts."""
+        return cls.model_fields[field].description or ""
+
+    @classmethod
+    def build(cls, *, recipe: Path | None, flags: dict[str, Any]) -> Self:
+        """Combine flags over a YAML recipe over the defaults.
+
+        Raises:
+            UsageError: the recipe cannot be read, or a value is unknown or out of range; all problems at once.
+        """
+        values = {**(read_recipe(recipe) if recipe else {}), **{k: v for k, v in flags.items() if v is not None}}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{flag_name('.'.join(map(str, item['loc'])))}: {item['msg']} (found {item['input']!r})"
+                if item["type"] != "missing"
+                else f"{flag_name('.'.join(map(str, item['loc'])))} is missing"
+                for item in error.errors()
+            )
+            raise UsageError(f"The request is not valid: {problems}.") from None
+
+    def to_yaml(self) -> str:
+        """Write every resolved choice as a recipe that runs again as it is."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def flag_name(field: str) -> str:
+    """Spell a field as its command-line flag."""
+    return "--" + field.replace("_", "-")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a YAML recipe into plain keys.
+
+    Raises:
+        UsageError: absent, not YAML, or not a mapping of keys to values.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The recipe {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"The recipe {path} must be a mapping of keys to values, found {type(values).__name__}.")
+    return values
+
+
+class SourceRequest(Request):
+    """Where a source model comes from."""
+
+    model: str = Field(description="Hub id, id@revision, or a folder with config.json and safetensors.")
+    gguf_file: str | None = Field(None, description="Name of a GGUF file inside MODEL; it is dequantised first.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
+
+
+class InspectRequest(SourceRequest):
+    """What ``transmla inspect`` is asked."""
+
+    context: int = Field(8192, ge=1, description="Context length, in tokens, for which the KV cache is added up.")
+
+
+class ConvertRequest(SourceRequest):
+    """What ``transmla convert`` is asked."""
+
+    output_dir: Path = Field(description="Folder to create; it appears only when it is complete.")
+
+    kv_lora_rank: int | None = Field(None, ge=1, description="Latent numbers cached per token and layer.")
+    qk_rope_head_dim: int | None = Field(None, ge=2, description="Rotary key numbers cached per token and layer.")
+    kv_ratio: float | None = Field(
+        None, gt=0, le=1, description="Converted KV cache as a share of the source's; the tool picks the split."
+    )
+    q_lora_rank: int | None = Field(None, ge=1, description="Rank of the query projection; full by default.")
+    exact: bool = Field(False, description="Write the same model as MLA: equal logits at equal cache size.")
+    engine: Annotated[tuple[EngineName, ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="Engine that must load the result; repeat for several."
+    )
+
+    method: Method = Field(
+        "complex", description="complex: attention-weighted, in the output metric; rorope: the TransMLA paper's."
+    )
+    freq_fold: int | None = Field(
+        None, ge=1, description="Neighbouring frequencies that share rotary slots; chosen per layer by default."
+    )
+
+    calibration: str | None = Field(
+        None, description="Text, JSONL or parquet file, hub data set name[:config[:split]], or none (weights only)."
+    )
+    text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
+    num_windows: int = Field(128, ge=1, description="Number of calibration windows to fit on.")
+    window: int = Field(256, ge=8, description="Tokens per calibration window.")
+    num_heldout_windows: int = Field(8, ge=1, description="Further windows, never fitted on, for the reported errors.")
+    batch_size: int = Field(8, ge=1, description="Calibration windows per forward pass.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of windows.")
+
+    profile: Profile = Field(
+        "portable", description="portable loads everywhere; quantizable is for vLLM, SGLang and llama.cpp only."
+    )
+    dtype: OutputDtype = Field("auto", description="Storage type of the written weights; auto keeps the source's.")
+    compute_dtype: ComputeDtype = Field("float32", description="Type in which the calibration layers run.")
+    device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
+    max_shard_size: str = Field("5GB", description="Largest size of one weight file.")
+
+
+class EvalRequest(Request):
+    """What ``transmla eval`` is asked."""
+
+    source: str = Field(description="The model that the others are compared with: hub id, id@revision or folder.")
+    converted: tuple[str, ...] = Field((), description="Converted models: folders or hub ids.")
+    gguf_file: str | None = Field(None, description="Name of a GGUF file inside SOURCE.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub SOURCE.")
+    token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
+    dataset: str = Field(description="Text, JSONL or parquet file, or hub data set name[:config[:split]].")
+    text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
+    window: int = Field(1024, ge=2, description="Tokens per window; windows do not overlap.")
+    max_tokens: int | None = Field(None, ge=2, description="Stop after this many tokens; the whole text by default.")
+    batch_size: int = Field(1, ge=1, description="Windows per forward pass.")
+    dtype: ComputeDtype = Field("float32", description="Type in which the models run.")
+    device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
+
+
+def engine_names() -> tuple[str, ...]:
+    """Return every engine name that ``--engine`` accepts."""
+    return get_args(EngineName)

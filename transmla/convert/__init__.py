@@ -1,0 +1,1 @@
+"""The conversion in words: sizes, plan, one layer, the target's format, the run, the card."""

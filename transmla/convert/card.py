@@ -1,0 +1,73 @@
+"""The model card: what this checkpoint is, where it comes from, what was measured."""
+
+import yaml
+
+from transmla.convert.plan import ConversionPlan
+from transmla.convert.report import ConversionReport
+
+_CARD = """---
+{metadata}---
+
+# {title}
+
+[{base}]({link}) with its grouped-query attention rewritten as Multi-head Latent Attention by
+[transmla](https://pypi.org/project/transmla/). It is a native DeepSeek-V3 checkpoint: no remote code.
+
+| | source | this model |
+|---|---|---|
+| KV cache, numbers per token and layer | {source_numbers} | {numbers} ({rank} latent + {rope} rotary) |
+| KV cache, bytes per token ({dtype}) | {source_bytes:,} | {bytes:,} ({share:.0%}) |
+
+Method: `{method}`. {fit} Engines whose rules these sizes meet: {engines}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{title}")
+tokenizer = AutoTokenizer.from_pretrained("{title}")
+```
+
+The recipe is in `transmla_recipe.yaml`, the errors of every layer are in `transmla_report.json`.
+"""
+
+
+def model_card(plan: ConversionPlan, report: ConversionReport) -> str:
+    """Write the card as Markdown with the hub's metadata."""
+    summary = report.plan
+    # A path of the machine that converted means nothing to others, so a folder is called by its name.
+    base = plan.source.repo_id or plan.source.folder.resolve().name
+    metadata = {
+        **({"base_model": base} if plan.source.repo_id else {}),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["transmla", "mla", "deepseek_v3"],
+    }
+    return _CARD.format(
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        title=plan.request.output_dir.resolve().name,
+        base=base,
+        link=f"https://huggingface.co/{base}" if plan.source.repo_id else ".",
+        source_numbers=summary.source_numbers_per_token_layer,
+        numbers=summary.numbers_per_token_layer,
+        rank=summary.kv_lora_rank,
+        rope=summary.qk_rope_head_dim,
+        dtype=summary.dtype,
+        source_bytes=summary.source_kv_bytes_per_token,
+        bytes=summary.kv_bytes_per_token,
+        share=summary.kv_bytes_per_token / summary.source_kv_bytes_per_token,
+        method=summary.method,
+        fit=_fit(report),
+        engines=", ".join(summary.engines) or "none",
+    )
+
+
+def _fit(report: ConversionReport) -> str:
+    calibration, error = report.calibration, report.mean_relative_error
+    if report.plan.method == "exact":
+        return "The logits equal the source's up to rounding."
+    if calibration is None or error is None:
+        return "Converted from the weights alone, without calibration text."
+    return (
+        f"Fitted on {calibration.num_windows} windows of {calibration.window} tokens; relative error of the attention "
+        f"output on {calibration.num_heldout_windows} other windows, mean of the layers: {error:.3f}."
+    )

@@ -1,0 +1,269 @@
+"""The plan: everything that can fail without data fails here, on headers and meta tensors."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import PretrainedConfig
+
+import transmla
+from transmla.arch.skeleton import Skeleton
+from transmla.arch.spec import AttentionSpec, describe, load_config
+from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
+from transmla.checkpoint.publish import check_free_space, check_output
+from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.source import Source, open_source
+from transmla.config import ConvertRequest
+from transmla.convert.engines import ENGINES
+from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
+from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine, freq_folds
+from transmla.convert.target import load_target, target_config
+from transmla.device import choose_device
+from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PlanSummary(BaseModel):
+    """What is about to happen, for people and programs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    family: str
+    output_dir: str
+    method: str
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    qk_nope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None
+    dtype: str
+    source_numbers_per_token_layer: int
+    numbers_per_token_layer: int
+    source_kv_bytes_per_token: int
+    kv_bytes_per_token: int
+    num_layers: int
+    num_shards: int
+    output_bytes: int
+    peak_memory_bytes: int
+    engines: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ConversionPlan:
+    """A conversion that is known to be possible.
+
+    Attributes:
+        method: ``exact``, ``complex`` or ``rorope``.
+        folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
+        residual: factor on everything that is added to the residual stream.
+        config: the target's config.json.
+    """
+
+    request: ConvertRequest
+    source: Source
+    source_config: PretrainedConfig
+    spec: AttentionSpec
+    skeleton: Skeleton
+    reader: CheckpointReader
+    device: torch.device
+    method: str
+    sizes: MLASizes
+    folds: tuple[int, ...]
+    norm: NeutralNorm
+    residual: float
+    dtype: torch.dtype
+    config: dict[str, Any]
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the layers are fitted to calibration text."""
+        return self.method != "exact" and self.request.calibration != "none"
+
+    def layer_tensors(self, index: int) -> list[TensorPlan]:
+        """Return the target's tensors of decoder layer ``index``."""
+        prefix = f"model.layers.{index}."
+        return [tensor for shard in self.shards for tensor in shard.tensors if tensor.name.startswith(prefix)]
+
+    def outer_tensors(self) -> list[TensorPlan]:
+        """Return the target's tensors outside the decoder layers."""
+        return [t for shard in self.shards for t in shard.tensors if not t.name.startswith("model.layers.")]
+
+    def stored(self, weight: torch.Tensor, *, residual: bool) -> torch.Tensor:
+        """Cast a copied weight to the storage type, once; scaled first if it writes to the residual stream."""
+        if residual and self.residual != 1:
+            weight = weight.to(self.device, torch.float32) * self.residual
+        return weight.to(self.dtype)
+
+    def identity(self, windows: torch.Tensor | None) -> str:
+        """Digest all that decides the output's bytes, so that only a run of the same work is resumed."""
+        request = self.request.model_dump(mode="json", exclude={"output_dir", "token"})
+        headers = {name: (h.file, list(h.shape), str(h.dtype)) for name, h in sorted(self.reader.headers.items())}
+        stamps = {f: (p.stat().st_size, p.stat().st_mtime_ns) for f, p in self._files().items()}
+        digest = hashlib.sha256(
+            json.dumps([transmla.__version__, torch.__version__, request, headers, stamps, self.config]).encode()
+        )
+        if windows is not None:
+            digest.update(windows.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _files(self) -> dict[str, Any]:
+        return {h.file: self.source.folder / h.file for h in self.reader.headers.values()}
+
+    @property
+    def summary(self) -> PlanSummary:
+        """Put the plan in figures."""
+        spec, sizes = self.spec, self.sizes
+        cache_bytes = self.dtype.itemsize * spec.num_hidden_layers
+        return PlanSummary(
+            model=self.source.name,
+            family=spec.family.title,
+            output_dir=str(self.request.output_dir),
+            method=self.method,
+            kv_lora_rank=sizes.kv_lora_rank,
+            qk_rope_head_dim=sizes.qk_rope_head_dim,
+            qk_nope_head_dim=sizes.qk_nope_head_dim,
+            v_head_dim=sizes.v_head_dim,
+            q_lora_rank=sizes.q_lora_rank,
+            dtype=str(self.dtype).removeprefix("torch."),
+            source_numbers_per_token_layer=spec.cache_numbers,
+            numbers_per_token_layer=sizes.cache_numbers,
+            source_kv_bytes_per_token=spec.cache_numbers * cache_bytes,
+            kv_bytes_per_token=sizes.cache_numbers * cache_bytes,
+            num_layers=spec.num_hidden_layers,
+            num_shards=len(self.shards),
+            output_bytes=sum(shard.nbytes for shard in self.shards),
+            peak_memory_bytes=self._peak_memory(),
+            engines=tuple(engines_for(sizes, spec, self.request)),
+        )
+
+    def _peak_memory(self) -> int:
+        """Estimate the tensors held at once: one layer, its moments and factors, and the calibration activations."""
+        spec, request = self.spec, self.request
+        layer = sum(torch.Size(t.shape).numel() for t in self.layer_tensors(0))
+        largest = max(torch.Size(shape).numel() for shape in self.skeleton.shapes.values())
+        if not self.needs_text:
+            return 4 * max(2 * layer, largest)
+        windows = request.num_windows + request.num_heldout_windows
+        activations = windows * request.window * spec.hidden_size
+        probabilities = 3 * min(request.batch_size * spec.num_attention_heads * request.window**2, 2**24)
+        stacked = (2 * spec.key_size) ** 2
+        moments = 2 * spec.hidden_size**2
+        return 4 * max(2 * layer + activations + probabilities + 2 * (6 * stacked + 2 * moments), largest + activations)
+
+
+def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:
+    """Open the source and settle everything but the numbers.
+
+    Raises:
+        TransMLAError: the request cannot be carried out; which part, and what would do.
+    """
+    source = open_source(request.model, gguf_file=request.gguf_file, revision=request.revision, token=request.token)
+    check_output(request.output_dir, source_folder=source.folder, overwrite=overwrite)
+    source_config = load_config(source.folder)
+    spec = describe(source_config)
+    device = choose_device(request.device)
+    if device.type == "mps":
+        raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
+    sizes = choose_sizes(request, spec)
+    method = "exact" if request.exact else request.method
+    _check_method(request, spec, method)
+    reader = CheckpointReader(source.folder)
+    skeleton = Skeleton(source_config)
+    reader.check(expected_shapes(skeleton, spec, tied=source_config.tie_word_embeddings))
+    norm = NORMS[request.profile]
+    dtype = _storage_dtype(request, reader, spec)
+    config = target_config(source_config, spec, sizes, norm, dtype=dtype, exact=request.exact)
+    # The stock class itself says which tensors a checkpoint of this config has.
+    tensors = [TensorPlan(name, tuple(s), dtype) for name, s in Skeleton(load_target(config)).shapes.items()]
+    shards = plan_shards(tensors, max_shard_size=request.max_shard_size)
+    check_free_space(request.output_dir.parent, sum(shard.nbytes for shard in shards))
+    return ConversionPlan(
+        request=request,
+        source=source,
+        source_config=source_config,
+        spec=spec,
+        skeleton=skeleton,
+        reader=reader,
+        device=device,
+        method=method,
+        sizes=sizes,
+        folds=_folds(request, spec, sizes),
+        norm=norm,
+        residual=residual_scale(spec.rms_norm_eps, norm),
+        dtype=dtype,
+        config=config,
+        shards=shards,
+    )
+
+
+def expected_shapes(skeleton: Skeleton, spec: AttentionSpec, *, tied: bool) -> dict[str, torch.Size]:
+    """Return what a checkpoint must hold: every tensor of the stock class, but for a tied head."""
+    return {name: shape for name, shape in skeleton.shapes.items() if not (tied and name == spec.family.head)}
+
+
+def can_approximate(spec: AttentionSpec) -> bool:
+    """Return whether the plain rotary grid of the target matches the source's frequencies."""
+    return spec.rope_type == "default"
+
+
+def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> Sequence[str]:
+    """Return the engines that load a checkpoint of exactly these sizes."""
+    names = []
+    for name in ENGINES:
+        try:
+            if fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact) == sizes:
+                names.append(name)
+        except UsageError:
+            continue
+    return names
+
+
+def _check_method(request: ConvertRequest, spec: AttentionSpec, method: str) -> None:
+    if method == "exact":
+        for flag in ("q_lora_rank", "freq_fold", "calibration"):
+            if getattr(request, flag) not in (None, "none"):
+                raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
+        return
+    if request.calibration is None:
+        raise UsageError(
+            "The calibration text is missing: pass --calibration FILE or a hub data set, or --calibration none to "
+            "convert from the weights alone, which loses far more quality."
+        )
+    if not can_approximate(spec):
+        raise UnsupportedModelError(
+            f"RoPE type {spec.rope_type!r} can be converted with --exact only for now: no plain rotary grid matches it."
+        )
+
+
+def _folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) -> tuple[int, ...]:
+    if request.exact:
+        return ()
+    folds = freq_folds(spec, sizes.qk_rope_head_dim)
+    if request.freq_fold is None:
+        # The published method has no rule but trying on the test text; four is what its authors use most.
+        return tuple(folds) if request.method == "complex" else (min(folds, key=lambda fold: abs(fold - 4)),)
+    if request.freq_fold not in folds:
+        raise UsageError(
+            f"--freq-fold {request.freq_fold} does not share {sizes.qk_rope_head_dim // 2} slots out evenly among "
+            f"{spec.num_pairs} frequencies; these do: {', '.join(map(str, folds))}."
+        )
+    return (request.freq_fold,)
+
+
+def _storage_dtype(request: ConvertRequest, reader: CheckpointReader, spec: AttentionSpec) -> torch.dtype:
+    dtype = reader.headers[spec.family.embedding].dtype if request.dtype == "auto" else _DTYPES[request.dtype]
+    if dtype not in _DTYPES.values():
+        raise CheckpointError(f"The weights are stored as {dtype}: convert a float32, bfloat16 or float16 one.")
+    if dtype == torch.float16 and request.profile == "portable":
+        raise UsageError(
+            "The portable profile writes latent rows of about 1e-6, which float16 cannot hold: "
+            "pass --dtype bfloat16 or float32, or --profile quantizable."
+        )
+    return dtype

@@ -1,0 +1,53 @@
+"""What a conversion has measured: ``transmla_report.json``."""
+
+from pydantic import BaseModel, ConfigDict
+
+from transmla.convert.plan import PlanSummary
+
+REPORT_FILE = "transmla_report.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerReport(_Record):
+    """One layer.
+
+    Attributes:
+        relative_error: ‖converted − source‖ / ‖source‖ of the attention output, as stored, on held-out windows fed with
+            the source's inputs; ``None`` without text.
+        freq_fold: neighbouring frequencies that share rotary slots; ``None`` in exact mode.
+    """
+
+    layer: int
+    relative_error: float | None
+    freq_fold: int | None
+
+
+class CalibrationReport(_Record):
+    """The text that was fitted on, and the windows that were held out."""
+
+    dataset: str
+    num_windows: int
+    num_heldout_windows: int
+    window: int
+    seed: int
+    sha256: str
+
+
+class ConversionReport(_Record):
+    """Everything one needs to know where a checkpoint comes from."""
+
+    plan: PlanSummary
+    source_revision: str | None
+    calibration: CalibrationReport | None
+    layers: tuple[LayerReport, ...]
+    seconds: float
+    versions: dict[str, str]
+
+    @property
+    def mean_relative_error(self) -> float | None:
+        """Return the mean over the layers that were measured."""
+        errors = [layer.relative_error for layer in self.layers if layer.relative_error is not None]
+        return sum(errors) / len(errors) if errors else None

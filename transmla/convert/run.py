@@ -1,0 +1,143 @@
+"""The spine: open, describe, plan; per layer calibrate, convert, write; publish."""
+
+import json
+import time
+from collections.abc import Mapping
+
+import torch
+import transformers
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoTokenizer
+
+import transmla
+from transmla.calibration.text import open_documents, sample_windows
+from transmla.checkpoint.companions import copy_companions
+from transmla.checkpoint.publish import Staging
+from transmla.checkpoint.writer import CheckpointWriter
+from transmla.config import ConvertRequest
+from transmla.convert.card import model_card
+from transmla.convert.plan import ConversionPlan, plan_conversion
+from transmla.convert.report import REPORT_FILE, CalibrationReport, ConversionReport, LayerReport
+from transmla.convert.walk import ConvertedLayer, walk_layers
+from transmla.errors import DataError
+from transmla.progress import Progress, Silent
+
+RECIPE_FILE = "transmla_recipe.yaml"
+
+
+def convert(
+    request: ConvertRequest, *, progress: Progress | None = None, resume: bool = False, overwrite: bool = False
+) -> ConversionReport:
+    """Convert a checkpoint and publish the result.
+
+    Args:
+        request: what is wanted.
+        progress: who is told how far the work has come.
+        resume: continue an interrupted run of the same request; the result has the same bytes.
+        overwrite: replace an output folder that exists.
+
+    Raises:
+        TransMLAError: the request cannot be carried out; nothing is left behind.
+    """
+    started = time.monotonic()
+    plan = plan_conversion(request, overwrite=overwrite)
+    windows = calibration_windows(plan) if plan.needs_text else None
+    with Staging(request.output_dir, identity=plan.identity(windows), resume=resume, overwrite=overwrite) as staging:
+        writer = CheckpointWriter(staging.folder, plan.shards, resume=staging.resumed)
+        layers = [LayerReport.model_validate(entry) for entry in staging.journal.entries]
+        for layer in layers:
+            writer.mark_written(tensor.name for tensor in plan.layer_tensors(layer.layer))
+        with (progress or Silent()).task("Converting layers", plan.spec.num_hidden_layers) as advance:
+            advance(len(layers))
+            for converted in walk_layers(plan, windows, start=len(layers)):
+                _write_layer(converted, plan, writer)
+                staging.journal.append(converted.report.model_dump())
+                layers.append(converted.report)
+                advance(1)
+        _write_outer_tensors(plan, writer)
+        writer.finish()
+        report = ConversionReport(
+            plan=plan.summary,
+            source_revision=plan.source.revision,
+            calibration=_calibration_report(plan, windows),
+            layers=tuple(layers),
+            seconds=round(time.monotonic() - started, 1),
+            versions={
+                "transmla": transmla.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        )
+        copy_companions(plan.source.folder, staging.folder)
+        _write_texts(plan, report, staging)
+        staging.publish()
+    return report
+
+
+def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
+    """Return the windows to fit on, then those held out.
+
+    Raises:
+        DataError: the text is absent, unreadable or too short.
+    """
+    request = plan.request
+    assert request.calibration is not None
+    if request.window > plan.spec.max_position_embeddings:
+        raise DataError(
+            f"--window {request.window} is longer than the model's context of {plan.spec.max_position_embeddings}."
+        )
+    windows = sample_windows(
+        open_documents(request.calibration, text_column=request.text_column),
+        AutoTokenizer.from_pretrained(plan.source.folder, trust_remote_code=False),
+        window=request.window,
+        num_windows=request.num_windows + request.num_heldout_windows,
+        seed=request.seed,
+    )
+    if windows.max() >= plan.spec.vocab_size:
+        raise DataError(
+            f"The tokenizer gives token {windows.max()}, but the model has only {plan.spec.vocab_size} embeddings."
+        )
+    return windows
+
+
+def _write_layer(converted: ConvertedLayer, plan: ConversionPlan, writer: CheckpointWriter) -> None:
+    """Write one layer's tensors in the storage type; on disk when this returns."""
+    writer.write(converted.tensors)
+    writer.flush()
+
+
+def _write_outer_tensors(plan: ConversionPlan, writer: CheckpointWriter) -> None:
+    """Write embedding, final norm and head; the head is untied and keeps the embedding's unscaled values."""
+    family, headers = plan.spec.family, plan.reader.headers
+    for tensor in plan.outer_tensors():
+        name = tensor.name if tensor.name in headers else family.embedding
+        [weight] = plan.reader.read([name]).values()
+        writer.write({tensor.name: plan.stored(weight, residual=tensor.name == family.embedding)})
+
+
+def _calibration_report(plan: ConversionPlan, windows: Tensor | None) -> CalibrationReport | None:
+    if windows is None:
+        return None
+    import hashlib
+
+    request = plan.request
+    return CalibrationReport(
+        dataset=str(request.calibration),
+        num_windows=request.num_windows,
+        num_heldout_windows=request.num_heldout_windows,
+        window=request.window,
+        seed=request.seed,
+        sha256=hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+    )
+
+
+def _write_texts(plan: ConversionPlan, report: ConversionReport, staging: Staging) -> None:
+    texts: Mapping[str, str] = {
+        "config.json": json.dumps(plan.config, indent=2) + "\n",
+        "README.md": model_card(plan, report),
+        RECIPE_FILE: plan.request.to_yaml(),
+        REPORT_FILE: report.model_dump_json(indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        (staging.folder / name).write_text(text, encoding="utf-8")

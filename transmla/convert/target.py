@@ -1,0 +1,121 @@
+"""The target's config.json: a plain DeepSeek-V3 model in the keys that every engine reads."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DeepseekV3Config, PretrainedConfig
+
+import transmla
+from transmla.arch.spec import AttentionSpec
+from transmla.convert.fold import NeutralNorm
+from transmla.convert.sizes import MLASizes
+from transmla.linalg.rotary import rope_frequencies
+
+# No dense layer instantiates an expert, but strict configs and converters want the keys.
+_EXPERT_PLACEHOLDERS: dict[str, Any] = {
+    "moe_layer_freq": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 512,
+    "n_group": 1,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "num_nextn_predict_layers": 0,
+}
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "use_cache")
+
+
+def target_config(
+    source: PretrainedConfig,
+    spec: AttentionSpec,
+    sizes: MLASizes,
+    norm: NeutralNorm,
+    *,
+    dtype: torch.dtype,
+    exact: bool,
+) -> dict[str, Any]:
+    """Write the config of the converted model.
+
+    Args:
+        source: config of the source model, for the token ids.
+        spec: its attention.
+        sizes: sizes of the latent attention.
+        norm: how the latent norm is neutralised; its eps is every norm's.
+        dtype: storage type.
+        exact: give every rotary slot the frequency of the source's pair.
+    """
+    return {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_hidden_layers,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_key_value_heads": spec.num_attention_heads,
+        "q_lora_rank": sizes.q_lora_rank,
+        "kv_lora_rank": sizes.kv_lora_rank,
+        "qk_rope_head_dim": sizes.qk_rope_head_dim,
+        "qk_nope_head_dim": sizes.qk_nope_head_dim,
+        "v_head_dim": sizes.v_head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": norm.eps,
+        "attention_bias": False,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "rope_interleave": True,
+        "rope_theta": spec.rope_theta,
+        "rope_scaling": _own_grid(spec, sizes) if exact else _plain_grid(spec),
+        "first_k_dense_replace": spec.num_hidden_layers,
+        **_EXPERT_PLACEHOLDERS,
+        "tie_word_embeddings": False,
+        **{key: value for key in _KEPT if (value := getattr(source, key, None)) is not None},
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "transmla_version": transmla.__version__,
+    }
+
+
+def load_target(config: dict[str, Any]) -> DeepseekV3Config:
+    """Read the config as stock transformers does."""
+    return DeepseekV3Config.from_dict(dict(config))
+
+
+def target_frequencies(spec: AttentionSpec, sizes: MLASizes, *, exact: bool) -> Float[Tensor, " slot"]:
+    """Return the frequency of each rotary slot under :func:`target_config`."""
+    if exact:
+        return spec.frequencies.double().repeat(spec.num_key_value_heads)
+    return rope_frequencies(spec.rope_theta, sizes.qk_rope_head_dim)
+
+
+def _plain_grid(spec: AttentionSpec) -> dict[str, Any]:
+    """Write plain RoPE as YaRN with factor 1: vLLM turns every other spelling into something else."""
+    return {
+        "type": "yarn",
+        "rope_type": "yarn",
+        "factor": 1.0,
+        "original_max_position_embeddings": spec.max_position_embeddings,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    }
+
+
+def _own_grid(spec: AttentionSpec, sizes: MLASizes) -> dict[str, Any]:
+    """Divide the plain grid slot by slot into the source's frequencies (ALGORITHM.md §5)."""
+    plain = rope_frequencies(spec.rope_theta, sizes.qk_rope_head_dim)
+    factors = (plain / target_frequencies(spec, sizes, exact=True)).tolist()
+    return {
+        "type": "longrope",
+        "rope_type": "longrope",
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": spec.max_position_embeddings,
+        "short_factor": factors,
+        "long_factor": factors,
+    }

@@ -1,0 +1,37 @@
+"""What a model's KV cache holds, measured on the cache itself rather than read off a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What one more token adds to the cache: bytes over all layers, numbers in the mean layer."""
+
+    bytes_per_token: int
+    numbers_per_token_layer: float
+
+
+@torch.inference_mode()
+def measure_cache(model: PreTrainedModel) -> CacheUse:
+    """Run two short prompts and count what the longer one leaves in the cache beyond the shorter one.
+
+    The difference drops whatever a cache layer holds whether or not there are tokens.
+    """
+    num_tokens = 4
+    short, long = _cached_tensors(model, num_tokens), _cached_tensors(model, 2 * num_tokens)
+    num_layers = model.config.num_hidden_layers
+    num_bytes = sum(tensor.nbytes for tensor in long) - sum(tensor.nbytes for tensor in short)
+    numbers = sum(tensor.numel() for tensor in long) - sum(tensor.numel() for tensor in short)
+    return CacheUse(num_bytes // num_tokens, numbers / num_tokens / num_layers)
+
+
+def _cached_tensors(model: PreTrainedModel, num_tokens: int) -> list[Tensor]:
+    prompt = torch.arange(num_tokens, device=model.device)[None] % model.config.vocab_size
+    cache = model.get_decoder()(input_ids=prompt, use_cache=True).past_key_values
+    return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]

@@ -1,0 +1,64 @@
+"""Models and tokenisers as stock Transformers loads them, and what must hold before they are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from transmla.checkpoint.source import Source
+from transmla.errors import CheckpointError, UsageError
+
+
+def check_comparable(models: Sequence[Source], *, window: int) -> None:
+    """Refuse, before any weight is read, models whose tokens or contexts do not fit.
+
+    Raises:
+        CheckpointError: a config is missing, or a vocabulary differs from the first model's.
+        UsageError: the window is longer than a model's context.
+    """
+    configs = [_load(AutoConfig, model, "config").get_text_config() for model in models]
+    for model, config in zip(models, configs, strict=True):
+        if config.vocab_size != configs[0].vocab_size:
+            raise CheckpointError(
+                f"{model.name} has {config.vocab_size} tokens in its vocabulary and {models[0].name} has "
+                f"{configs[0].vocab_size}: only a model that was converted from this source can be compared with it."
+            )
+        context = getattr(config, "max_position_embeddings", None)
+        if context is not None and window > context:
+            raise UsageError(f"{model.name} has a context of {context} tokens: lower --window, which is {window}.")
+
+
+def load_tokenizer(model: Source) -> PreTrainedTokenizerBase:
+    """Load the tokeniser that lies beside the weights.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    return _load(AutoTokenizer, model, "tokenizer")
+
+
+def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrainedModel:
+    """Load a model for inference and name it as the user did.
+
+    Raises:
+        CheckpointError: it cannot be read, or its weights are not all there.
+    """
+    loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=getattr(torch, dtype), output_loading_info=True)
+    # Transformers fills what is absent with random numbers and merely warns.
+    if absent := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
+        raise CheckpointError(
+            f"{model.name} lacks {len(absent)} of its weights, {absent[0]} among them: convert or download it again."
+        )
+    loaded.name_or_path = model.name
+    return loaded.to(device).eval()
+
+
+def _load(factory: Any, model: Source, what: str, **options: Any) -> Any:
+    try:
+        return factory.from_pretrained(model.folder, trust_remote_code=False, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"The {what} of {model.name} cannot be loaded: {reason}") from error

@@ -1,0 +1,69 @@
+"""What attention does with its tokens, as sums over a batch of windows.
+
+With p_h(i, j) the attention probability, an error δ in one value moves head h's output by p·δ, and an error δ in one
+logit moves it by about p·δ·(v_j − o_i). Errors at different keys are nearly independent, so what counts is *squared*:
+p² decides how much a token matters as a value, p²·‖W_O^h (v_j − o_i)‖² what an error in its logit costs at the layer's
+output (ALGORITHM.md, stage 0). The second forgives the attention sink: its logit is large, but its value is what the
+head puts out anyway.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class AttentionSums(NamedTuple):
+    """Sums over the queries i and keys j of a batch.
+
+    Attributes:
+        token: Σ p² over heads and queries, for each key.
+        mass: Σ p² over queries and keys, for each head.
+        cost: Σ p² ‖W_O^h (v_j − o_i)‖² over all pairs at distance Δ = i − j, for each head.
+    """
+
+    token: Float[Tensor, "batch tokens"]
+    mass: Float[Tensor, " heads"]
+    cost: Float[Tensor, "heads tokens"]
+
+
+def attention_sums(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads tokens head_dim"],
+    value: Float[Tensor, "batch heads tokens head_dim"],
+    output_gram: Float[Tensor, "heads head_dim head_dim"],
+    *,
+    scale: float,
+) -> AttentionSums:
+    """Run causal attention and sum what :class:`AttentionSums` names.
+
+    Args:
+        query: rotated queries.
+        key: rotated keys, repeated for the heads of a group.
+        value: values, repeated likewise.
+        output_gram: W_O^hᵀ W_O^h of each head.
+        scale: factor on the logits before the softmax.
+    """
+    tokens = query.shape[-2]
+    future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
+    logits = (query @ key.mT).mul_(scale).masked_fill_(future, float("-inf"))
+    probability = logits.softmax(dim=-1)
+    output = probability @ value
+    squared = probability.square_()
+
+    # ‖W_O (v_j − o_i)‖² = vᵀAv + oᵀAo − 2 oᵀAv with A the Gram matrix; rounding may take it below zero.
+    moved = output @ output_gram
+    value_length = ((value @ output_gram) * value).sum(-1).unsqueeze(-2)
+    output_length = (moved * output).sum(-1).unsqueeze(-1)
+    cost = (value_length + output_length - 2 * moved @ value.mT).clamp_min_(0).mul_(squared)
+    by_token = squared.sum(-2)
+    return AttentionSums(by_token.sum(1), by_token.sum((0, 2)), diagonal_sums(cost.sum(0)))
+
+
+def diagonal_sums(matrix: Float[Tensor, "heads tokens tokens"]) -> Float[Tensor, "heads tokens"]:
+    """Sum each lower diagonal: entry Δ is Σ_i matrix[i, i − Δ]."""
+    tokens = matrix.shape[-1]
+    # Rows padded to 2·tokens and re-cut to 2·tokens − 1 shift row i by i places: diagonals become columns.
+    padded = torch.nn.functional.pad(matrix.flip(-1), (0, tokens)).flatten(-2)[..., :-tokens]
+    return padded.unflatten(-1, (tokens, 2 * tokens - 1)).sum(-2)[..., tokens - 1 :]

@@ -1,0 +1,103 @@
+"""Stage 1: which combinations of all heads' keys the shared rotary slots carry.
+
+Stack the rotary pairs of all key/value heads: ``z ∈ C^(kv_heads·pair)``. At one frequency heads may be mixed by any
+complex-linear map, because it commutes with the rotation. So pairs of equal (or, folded, of neighbouring) frequency
+form a group, and the slots of the group carry the combinations that hold most of it:
+
+    κ = down z,        z = up κ + remainder
+
+With as many slots as components nothing remains and the split is exact at fold 1. RoRoPE (TransMLA, arXiv:2502.07864)
+is the special case of real combinations, FreqFold that of groups of several frequencies.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from transmla.linalg.hermitian import sqrt_psd
+from transmla.linalg.low_rank import low_rank
+from transmla.linalg.rotary import expected_rotation
+
+
+class RotarySplit(NamedTuple):
+    """What the slots carry, ``κ = down z``, and what they give back, ``z ≈ up κ``."""
+
+    down: Complex[Tensor, "slot kv_heads pair"]
+    up: Complex[Tensor, "kv_heads pair slot"]
+
+
+def mix_heads(
+    covariance: Complex[Tensor, "kv_heads pair kv_heads pair"],
+    *,
+    metric: Complex[Tensor, "kv_heads pair pair"],
+    num_slots: int,
+    fold: int,
+) -> RotarySplit:
+    """Choose the slots of each group of ``fold`` neighbouring frequencies.
+
+    Args:
+        covariance: E[z zᴴ] of the keys.
+        metric: cost of an error in the keys of one head, E[q qᴴ] summed over the queries that see it.
+        num_slots: slots in all; each group gets ``num_slots * fold / pair`` of them, a whole number.
+        fold: frequencies in a group; 1 keeps every slot at the frequency of its pairs.
+    """
+    kv_heads, pairs = covariance.shape[:2]
+    share, remainder = divmod(num_slots * fold, pairs)
+    assert remainder == 0, f"{num_slots} slots cannot be shared out among groups of {fold} of {pairs} pairs"
+    down = covariance.new_zeros(num_slots, kv_heads, pairs)
+    up = covariance.new_zeros(kv_heads, pairs, num_slots)
+    for group in range(pairs // fold):
+        pair, slot = slice(group * fold, (group + 1) * fold), slice(group * share, (group + 1) * share)
+        keys = rearrange(covariance[:, pair, :, pair], "g l h m -> (g l) (h m)")
+        root = torch.block_diag(*sqrt_psd(metric[:, pair, pair]))
+        factors = low_rank(torch.eye(len(keys)).to(keys), moment=keys, metric_root=root, rank=share)
+        up[:, pair, slot] = rearrange(factors.up, "(g l) s -> g l s", g=kv_heads)
+        down[slot, :, pair] = rearrange(factors.down, "s (g l) -> s g l", g=kv_heads)
+    return RotarySplit(down, up)
+
+
+def rotation_error(
+    split: RotarySplit,
+    covariance: Complex[Tensor, "kv_heads pair kv_heads pair"],
+    query_moment: Complex[Tensor, "heads pair pair"],
+    *,
+    distances: Float[Tensor, "heads distance"],
+    pair_frequencies: Float[Tensor, " pair"],
+    slot_frequencies: Float[Tensor, " slot"],
+) -> Float[Tensor, ""]:
+    """Predict the mean squared logit error of a split, before any rank is cut.
+
+    In a slot that turns at φ a pair turns by exp(iφΔ) instead of exp(iθΔ); what remains turns by its average ρ instead.
+    With ε(Δ) the difference of the two, q and z independent, and distances as given, the error of head h is
+
+        ½ Σ_lm E[q_l q̄_m] · E[z̄_l z_m] · E_Δ[ε_l ε̄_m].
+
+    The logits are not scaled, and ``query_moment`` may carry a weight for each head.
+    """
+    groups = len(query_moment) // len(covariance)
+    pair, slot = pair_frequencies.double(), slot_frequencies.double()
+    between = expected_rotation(distances, pair[:, None] - pair[None, :])
+    average = expected_rotation(distances, pair)
+
+    down = split.down.flatten(1)
+    carried = torch.einsum("sc,cd,sd->s", down, covariance.flatten(2).flatten(0, 1), down.conj()).real
+    astray = expected_rotation(distances, pair[:, None] - slot[None, :])
+    up = split.up.repeat_interleave(groups, dim=0)
+    # Σ_lm Q_lm ū_l u_m · carried · (ρ(θ_l − θ_m) − ρ(θ_l − φ) − ρ̄(θ_m − φ) + 1), slot by slot.
+    apart = between.unsqueeze(-1) - astray.unsqueeze(2) - astray.conj().unsqueeze(1) + 1
+    in_slots = torch.einsum("hlm,hls,hms,hlms,s->", query_moment, up.conj(), up, apart, carried.to(up.dtype))
+
+    keep = torch.eye(len(covariance) * len(pair)).to(covariance) - split.up.flatten(0, 1) @ down
+    rest = (keep @ covariance.flatten(2).flatten(0, 1) @ keep.mH).reshape(covariance.shape)
+    own = torch.stack([rest[g, :, g] for g in range(len(covariance))]).repeat_interleave(groups, dim=0)
+    still = between - average.unsqueeze(-1) * average.conj().unsqueeze(-2)
+    return (in_slots + (query_moment * own.conj() * still).sum()).real / 2
+
+
+def identity_split(kv_heads: int, pairs: int, *, like: Tensor) -> RotarySplit:
+    """Give every pair of every head a slot of its own: nothing remains, nothing is lost."""
+    eye = torch.eye(kv_heads * pairs).to(like)
+    return RotarySplit(eye.unflatten(1, (kv_heads, pairs)), eye.unflatten(0, (kv_heads, pairs)))
