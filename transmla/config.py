@@ -7,10 +7,11 @@ Flags win over the recipe, the recipe wins over the defaults, and a flag that wa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
 
 from transmla.errors import UsageError
 
@@ -19,6 +20,8 @@ Profile = Literal["portable", "quantizable"]
 EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx"]
 OutputDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeDtype = Literal["float32", "bfloat16"]
+
+_ARGUMENTS = ("model", "output_dir", "source", "converted")
 
 
 def _as_tuple(value: Any) -> Any:
@@ -32,8 +35,14 @@ class Request(BaseModel):
 
     @classmethod
     def describe(cls, field: str) -> str:
-        """Return the one description of ``field``, for help texts."""
-        return cls.model_fields[field].description or ""
+        """Return the one description of ``field`` with its choices and default, for help texts."""
+        info = cls.model_fields[field]
+        notes = []
+        if get_origin(info.annotation) is Literal:
+            notes.append(", ".join(get_args(info.annotation)))
+        if info.default not in (None, PydanticUndefined, False, ()):
+            notes.append(f"default {info.default}")
+        return f"{info.description} ({'; '.join(notes)})" if notes else f"{info.description}"
 
     @classmethod
     def build(cls, *, recipe: Path | None, flags: dict[str, Any]) -> Self:
@@ -47,9 +56,9 @@ class Request(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             problems = "; ".join(
-                f"{flag_name('.'.join(map(str, item['loc'])))}: {item['msg']} (found {item['input']!r})"
+                f"{flag_name(str(item['loc'][0]))}: {item['msg']} (found {item['input']!r})"
                 if item["type"] != "missing"
-                else f"{flag_name('.'.join(map(str, item['loc'])))} is missing"
+                else f"{flag_name(str(item['loc'][0]))} is missing"
                 for item in error.errors()
             )
             raise UsageError(f"The request is not valid: {problems}.") from None
@@ -60,8 +69,8 @@ class Request(BaseModel):
 
 
 def flag_name(field: str) -> str:
-    """Spell a field as its command-line flag."""
-    return "--" + field.replace("_", "-")
+    """Spell a field as the command line does: an argument in capitals, a flag with hyphens."""
+    return field.upper() if field in _ARGUMENTS else "--" + field.replace("_", "-")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -109,7 +118,7 @@ class ConvertRequest(SourceRequest):
     q_lora_rank: int | None = Field(None, ge=1, description="Rank of the query projection; full by default.")
     exact: bool = Field(False, description="Write the same model as MLA: equal logits at equal cache size.")
     engine: Annotated[tuple[EngineName, ...], BeforeValidator(_as_tuple)] = Field(
-        (), description="Engine that must load the result; repeat for several."
+        (), description=f"Engine that must load the result; repeat for several ({', '.join(get_args(EngineName))})."
     )
 
     method: Method = Field(

@@ -13,7 +13,7 @@ class Requirement:
     """A config key that must have one of a few values, and why.
 
     Attributes:
-        key: key of config.json; an absent key passes.
+        key: key of config.json; where it is absent, transformers' default counts, and a key it does not know passes.
         allowed: values that pass.
         reason: completes the sentence "… cannot be converted: ".
     """

@@ -29,8 +29,8 @@ class Skeleton:
         Afterwards it is empty again: only what is lent takes memory.
         """
         module = self._model.get_submodule(path)
-        module.load_state_dict(tensors, assign=True)
         try:
+            module.load_state_dict(tensors, assign=True)
             yield module.requires_grad_(False)
         finally:
             module.to("meta")

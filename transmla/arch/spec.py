@@ -1,6 +1,7 @@
 """From a config to the sizes and frequencies of its attention, or a sentence that says why not."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,17 @@ def load_config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}."
-        )
+    _check_family(model_type, path)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers validates with several exception types of its own
-        raise CheckpointError(f"{path} is not a valid {model_type} config: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}") from None
+    # A config may ask for another class than it names: mistral with layer_types is a ministral.
+    _check_family(config.model_type, path)
+    return config
 
 
 def describe(config: PretrainedConfig) -> AttentionSpec:
@@ -109,6 +110,8 @@ def describe(config: PretrainedConfig) -> AttentionSpec:
     for key in _SIZES:
         if getattr(config, key) < 1:
             raise CheckpointError(f"config.json: {key} must be at least 1, found {getattr(config, key)}.")
+    if not 0 < config.rms_norm_eps < math.inf:
+        raise CheckpointError(f"config.json: rms_norm_eps must be a positive number, found {config.rms_norm_eps}.")
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     if heads % kv_heads:
         raise CheckpointError(
@@ -117,11 +120,6 @@ def describe(config: PretrainedConfig) -> AttentionSpec:
     if head_dim % 2:
         raise CheckpointError(f"config.json: RoPE needs an even head_dim, found {head_dim}.")
     theta, rope_type, frequencies = _frequencies(config)
-    if len(frequencies) != head_dim // 2:
-        raise UnsupportedModelError(
-            f"This {family.title} model cannot be converted: only {2 * len(frequencies)} of {head_dim} dimensions "
-            "of a head are rotated (partial_rotary_factor)."
-        )
     sizes = {key: getattr(config, key) for key in _SIZES}
     return AttentionSpec(
         family=family,
@@ -146,21 +144,45 @@ _SIZES = (
 )
 
 
+def _check_family(model_type: Any, path: Path) -> None:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {_short(model_type)} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}."
+        )
+
+
 def _frequencies(config: PretrainedConfig) -> tuple[float, str, Float[Tensor, " pair"]]:
     parameters = config.rope_parameters
-    rope_type, theta = parameters["rope_type"], float(parameters["rope_theta"])
+    rope_type, partial = parameters.get("rope_type"), parameters.get("partial_rotary_factor", 1)
     if rope_type not in _STATIC_ROPE:
         raise UnsupportedModelError(
-            f"RoPE type {rope_type!r} is not supported yet; supported: {', '.join(_STATIC_ROPE)}."
+            f"RoPE type {_short(rope_type)} is not supported yet; supported: {', '.join(_STATIC_ROPE)}."
         )
-    if rope_type == "default":
-        # In float32 with float32 intermediate steps, as the source computes them: exact mode repeats these bits.
-        partial = parameters.get("partial_rotary_factor", 1.0)
-        dim = int(config.head_dim * partial)
-        return theta, rope_type, 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
-    frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+    if partial != 1:
+        raise UnsupportedModelError(
+            "Heads that are rotated only in part are not supported yet "
+            f"(config.json: partial_rotary_factor = {_short(partial)})."
+        )
+    try:
+        theta, scaling = float(parameters["rope_theta"]), 1.0
+        if rope_type == "default":
+            # In float32 with float32 intermediate steps, as the source computes them: exact mode repeats these bits.
+            exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
+            frequencies = 1.0 / (theta**exponents)
+        else:
+            frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+    except Exception as error:  # transformers computes with whatever the config holds
+        raise CheckpointError(f"config.json: rope_parameters cannot be used: {_sentence(error)}.") from None
     assert scaling == 1.0, "the static types scale no logits"
+    if not (frequencies.isfinite() & (frequencies > 0)).all():
+        raise CheckpointError(
+            f"config.json: rope_parameters must give positive frequencies, found {_short(frequencies.tolist())}."
+        )
     return theta, rope_type, frequencies
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from transmla.checkpoint.journal import Journal
 from transmla.checkpoint.sync import sync
-from transmla.errors import OutputError
+from transmla.errors import CheckpointError, OutputError
 
 
 def check_output(output_dir: Path, *, source_folder: Path | None, overwrite: bool) -> None:
@@ -58,6 +58,11 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
         raise OutputError(f"{folder} needs {needed_bytes:,} bytes, but its disk has only {free:,} free.")
 
 
+def reserved_bytes(output_dir: Path) -> int:
+    """Return what the files of an interrupted run take on the disk: the next one fills them again, or deletes them."""
+    return sum(path.stat().st_blocks * 512 for path in (staging_folder(output_dir) / "model").glob("*"))
+
+
 def staging_folder(output_dir: Path) -> Path:
     """Return the hidden sibling in which ``output_dir`` is prepared."""
     output = output_dir.resolve()
@@ -67,7 +72,8 @@ def staging_folder(output_dir: Path) -> Path:
 class Staging:
     """The place where one process prepares an output folder; a context manager that ends the lock.
 
-    Leaving it without ``publish`` keeps finished work for a later run, and leaves nothing if there is none.
+    Leaving it without ``publish`` keeps finished work for a later run, and leaves nothing if there is none, or none
+    that could be of use.
 
     Attributes:
         folder: Where the files of the output are written.
@@ -167,8 +173,11 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.journal.entries:
+        # A source that cannot be used will have to change, and then what was made of it is of no use.
+        if not self.journal.entries or isinstance(error, CheckpointError):
             self.discard()
+        elif error is not None:
+            error.add_note("Continue with --resume.")
         os.close(self._lock)
 
 

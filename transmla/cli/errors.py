@@ -30,18 +30,18 @@ def guarded(command: Callable[Params, None]) -> Callable[Params, None]:
         except typer.Exit:
             raise
         except KeyboardInterrupt as error:
-            notes = " ".join(getattr(error, "__notes__", ()))
-            _leave(f"Interrupted. {notes}".strip(), INTERRUPTED)
+            _leave("Interrupted.", error, INTERRUPTED)
         except TransMLAError as error:
-            _leave(f"Error: {error}", error.exit_code)
+            _leave(f"Error: {error}", error, error.exit_code)
         except Exception as error:
-            _leave(f"Error: {type(error).__name__}: {error} (not expected; TRANSMLA_DEBUG=1 shows where)", 1)
+            sentence = f"Error: {type(error).__name__}: {error} (not expected; TRANSMLA_DEBUG=1 shows where)"
+            _leave(sentence, error, 1)
 
     return run
 
 
-def _leave(message: str, code: int) -> None:
+def _leave(sentence: str, error: BaseException, code: int) -> None:
     if os.environ.get("TRANSMLA_DEBUG") == "1":
         raise
-    print(message, file=sys.stderr)
+    print(*sentence.splitlines(), *getattr(error, "__notes__", ()), file=sys.stderr)
     raise typer.Exit(code)

@@ -8,7 +8,6 @@ Rotary rows are interleaved pairs, as in DeepSeek's code, and the softmax scale 
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -47,7 +46,7 @@ class LatentAttention:
         """Non-rotary then rotary rows of each head, DeepSeek's order."""
         return torch.cat([self.query_nope, self.query_rope], dim=1)
 
-    def padded(self, sizes: MLASizes) -> Self:
+    def padded(self, sizes: MLASizes) -> "LatentAttention":
         """Pad with zeros up to ``sizes``; the function computed stays the same."""
         return replace(
             self,

@@ -98,8 +98,11 @@ def rorope_layer(weights: AttentionWeights, moments: Moments, target: Target) ->
     covariance = _covariance(key, moments.uniform).real.to(key.dtype)
     split = mix_heads(covariance, metric=plain, num_slots=len(target.slot_frequencies), fold=fold)
     _, rest = _split_keys(key, split)
-    # Keys are scaled to the energy of the values, so that the joint PCA does not prefer the larger of the two.
-    balance = _energy(weights.value, moments.uniform) / _energy(from_pairs(rest), moments.uniform).clamp_min(1e-30)
+    # Keys are scaled to the energy of the values, so that the joint PCA does not prefer the larger of the two. What
+    # remains of them at rounding level is nothing, and scaled up it would take the place of values.
+    least = torch.finfo(torch.float64).eps * _energy(weights.key, moments.uniform)
+    remaining = _energy(from_pairs(rest), moments.uniform).maximum(least).clamp_min(1e-30)
+    balance = _energy(weights.value, moments.uniform) / remaining
     identity = torch.eye(weights.key.shape[1]).to(weights.key).expand(kv_heads, -1, -1)
     attention = _assemble(
         weights,

@@ -14,7 +14,7 @@ import transmla
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
 from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
-from transmla.checkpoint.publish import check_free_space, check_output
+from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import ConvertRequest
@@ -152,7 +152,7 @@ class ConversionPlan:
             return 4 * max(2 * layer, largest)
         windows = request.num_windows + request.num_heldout_windows
         activations = windows * request.window * spec.hidden_size
-        probabilities = 3 * min(request.batch_size * spec.num_attention_heads * request.window**2, 2**24)
+        probabilities = 3 * min(request.batch_size * spec.num_attention_heads * request.window**2, 2**21)
         stacked = (2 * spec.key_size) ** 2
         moments = 2 * spec.hidden_size**2
         return 4 * max(2 * layer + activations + probabilities + 2 * (6 * stacked + 2 * moments), largest + activations)
@@ -183,7 +183,8 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     # The stock class itself says which tensors a checkpoint of this config has.
     tensors = [TensorPlan(name, tuple(s), dtype) for name, s in Skeleton(load_target(config)).shapes.items()]
     shards = plan_shards(tensors, max_shard_size=request.max_shard_size)
-    check_free_space(request.output_dir.parent, sum(shard.nbytes for shard in shards))
+    needed = sum(shard.nbytes for shard in shards) - reserved_bytes(request.output_dir)
+    check_free_space(request.output_dir.parent, needed)
     return ConversionPlan(
         request=request,
         source=source,

@@ -54,7 +54,7 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
         sizes = _plain(request.kv_lora_rank, request.qk_rope_head_dim, spec)
     sizes = replace(sizes, q_lora_rank=request.q_lora_rank)
     if not request.exact:
-        _check_range(sizes, spec, padded=bool(request.engine))
+        _check_range(sizes, spec, padded=any(ENGINES[name].caches for name in request.engine))
     for name in request.engine:
         sizes = fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact)
     return sizes
@@ -68,22 +68,18 @@ def exact_sizes(spec: AttentionSpec) -> MLASizes:
 
 
 def rope_sizes(spec: AttentionSpec) -> list[int]:
-    """Return the rotary sizes whose slots can be shared out evenly among groups of frequencies."""
-    return [size for size in range(2, spec.key_size + 1, 2) if freq_folds(spec, size)]
+    """Return the rotary sizes that the source's keys can fill."""
+    return list(range(2, spec.key_size + 1, 2))
 
 
 def freq_folds(spec: AttentionSpec, qk_rope_head_dim: int) -> list[int]:
     """Return the numbers of neighbouring frequencies that can share ``qk_rope_head_dim/2`` slots evenly.
 
-    A fold f cuts the pairs into groups of f; each group gets the same whole number of slots, at most one for each
-    of its components.
+    A fold f cuts the pairs into groups of f; each group gets the same whole number of slots. One group of all pairs
+    takes any number of them.
     """
     slots, pairs = qk_rope_head_dim // 2, spec.num_pairs
-    return [
-        fold
-        for fold in range(1, pairs + 1)
-        if pairs % fold == 0 and slots * fold % pairs == 0 and slots <= pairs * spec.num_key_value_heads
-    ]
+    return [fold for fold in range(1, pairs + 1) if pairs % fold == 0 and slots * fold % pairs == 0]
 
 
 def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profile: Profile, exact: bool) -> MLASizes:
@@ -146,13 +142,19 @@ def _sizes_for_ratio(ratio: float, spec: AttentionSpec, engines: tuple[EngineNam
         if not common:
             raise UsageError(f"No one size suits all of {', '.join(engines)}: convert once for each.")
         rank, rope = min(common, key=lambda pair: (abs(sum(pair) - budget), pair))
+        if rank + rope > spec.cache_numbers:
+            raise UsageError(
+                f"The smallest cache for {' and '.join(engines)} is {rank} + {rope}, more than the source's "
+                f"{spec.cache_numbers} numbers per token and layer: if that is what you want, give --kv-lora-rank and "
+                "--qk-rope-head-dim."
+            )
         return _plain(rank, rope, spec)
     total = 2 * round(budget / 2)
     ropes = [size for size in rope_sizes(spec) if size <= total / 4 and size & (size - 1) == 0]
     if not ropes:
         raise UsageError(
             f"--kv-ratio {ratio:g} leaves {total} of {spec.cache_numbers} numbers per token, too few for a rotary key "
-            f"and a latent: use at least {8 * min(rope_sizes(spec)) / 2 / spec.cache_numbers:.3g}."
+            f"and a latent: use at least {8 / spec.cache_numbers:.3g}."
         )
     return _plain(total - ropes[-1], ropes[-1], spec)
 

@@ -1,5 +1,6 @@
 """The target's config.json: a plain DeepSeek-V3 model in the keys that every engine reads."""
 
+import copy
 from typing import Any
 
 import torch
@@ -69,8 +70,9 @@ def target_config(
         "attention_bias": False,
         "max_position_embeddings": spec.max_position_embeddings,
         "rope_interleave": True,
-        "rope_theta": spec.rope_theta,
-        "rope_scaling": _own_grid(spec, sizes) if exact else _plain_grid(spec),
+        # To the power of whatever, 1 is 1: in exact mode the factors alone make the frequencies.
+        "rope_theta": 1.0 if exact else spec.rope_theta,
+        "rope_scaling": _own_grid(spec) if exact else _plain_grid(spec),
         "first_k_dense_replace": spec.num_hidden_layers,
         **_EXPERT_PLACEHOLDERS,
         "tie_word_embeddings": False,
@@ -81,14 +83,12 @@ def target_config(
 
 
 def load_target(config: dict[str, Any]) -> DeepseekV3Config:
-    """Read the config as stock transformers does."""
-    return DeepseekV3Config.from_dict(dict(config))
+    """Read the config as stock transformers does, which standardises the dictionaries it is given."""
+    return DeepseekV3Config.from_dict(copy.deepcopy(config))
 
 
-def target_frequencies(spec: AttentionSpec, sizes: MLASizes, *, exact: bool) -> Float[Tensor, " slot"]:
-    """Return the frequency of each rotary slot under :func:`target_config`."""
-    if exact:
-        return spec.frequencies.double().repeat(spec.num_key_value_heads)
+def target_frequencies(spec: AttentionSpec, sizes: MLASizes) -> Float[Tensor, " slot"]:
+    """Return the frequency of each rotary slot under :func:`target_config`, where it is not exact."""
     return rope_frequencies(spec.rope_theta, sizes.qk_rope_head_dim)
 
 
@@ -106,10 +106,12 @@ def _plain_grid(spec: AttentionSpec) -> dict[str, Any]:
     }
 
 
-def _own_grid(spec: AttentionSpec, sizes: MLASizes) -> dict[str, Any]:
-    """Divide the plain grid slot by slot into the source's frequencies (ALGORITHM.md §5)."""
-    plain = rope_frequencies(spec.rope_theta, sizes.qk_rope_head_dim)
-    factors = (plain / target_frequencies(spec, sizes, exact=True)).tolist()
+def _own_grid(spec: AttentionSpec) -> dict[str, Any]:
+    """Give every slot its own frequency, 1 / factor (ALGORITHM.md §5), for plain RoPE to the last bit of the source's.
+
+    A rounding error in a frequency grows with the position: one of 3e-7 turns a fast pair by 0.01 at position 32,768.
+    """
+    factors = (1 / spec.frequencies.repeat(spec.num_key_value_heads)).tolist()
     return {
         "type": "longrope",
         "rope_type": "longrope",

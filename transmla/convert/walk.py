@@ -17,6 +17,7 @@ from transmla.convert.layer import Target, complex_layer, compress_queries, exac
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.report import LayerReport
 from transmla.convert.target import load_target, target_frequencies
+from transmla.device import trim_memory
 
 _METHODS = {"complex": complex_layer, "rorope": rorope_layer}
 
@@ -39,6 +40,7 @@ def walk_layers(
     """
     walk = _Walk(plan, windows)
     for index in range(plan.spec.num_hidden_layers):
+        trim_memory()
         if index >= start:
             yield walk.convert(index)
         elif windows is not None:
@@ -71,8 +73,10 @@ class _Walk:
         """Send the residual stream through a layer that has been converted before."""
         assert self._stream is not None
         with self._stream.layer(index, self._read(index)) as layer:
-            for _ in self._stream.advance(layer, slice(None)):
-                pass
+            # In the batches of `_observe`: the last bits of a product depend on how many rows it has.
+            for rows in (self._fit, self._heldout):
+                for _ in self._stream.advance(layer, rows):
+                    pass
 
     def convert(self, index: int) -> ConvertedLayer:
         """Convert one layer and move the residual stream past it."""
@@ -158,7 +162,7 @@ class _Walk:
             return exact_layer(weights), None
         target = Target(
             kv_lora_rank=plan.sizes.kv_lora_rank,
-            slot_frequencies=target_frequencies(plan.spec, plan.sizes, exact=False).to(plan.device),
+            slot_frequencies=target_frequencies(plan.spec, plan.sizes).to(plan.device),
             pair_frequencies=plan.spec.frequencies.double().to(plan.device),
             folds=plan.folds,
         )

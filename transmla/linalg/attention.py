@@ -45,20 +45,25 @@ def attention_sums(
         output_gram: W_O^hᵀ W_O^h of each head.
         scale: factor on the logits before the softmax.
     """
+    # The mask enters as the matrix to which the product is added, and ‖W_O (v_j − o_i)‖² = vᵀAv + oᵀAo − 2 oᵀAv (A the
+    # Gram matrix) is one product of longer vectors: what costs here is not the arithmetic but each pass over i × j.
     tokens = query.shape[-2]
-    future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
-    logits = (query @ key.mT).mul_(scale).masked_fill_(future, float("-inf"))
-    probability = logits.softmax(dim=-1)
+    mask = query.new_full((tokens, tokens), float("-inf")).triu_(1).expand(query.shape[0] * query.shape[1], -1, -1)
+    logits = torch.baddbmm(mask, (query * scale).flatten(0, 1), key.flatten(0, 1).mT)
+    probability = logits.softmax(dim=-1).unflatten(0, query.shape[:2])
     output = probability @ value
     squared = probability.square_()
 
-    # ‖W_O (v_j − o_i)‖² = vᵀAv + oᵀAo − 2 oᵀAv with A the Gram matrix; rounding may take it below zero.
     moved = output @ output_gram
-    value_length = ((value @ output_gram) * value).sum(-1).unsqueeze(-2)
-    output_length = (moved * output).sum(-1).unsqueeze(-1)
-    cost = (value_length + output_length - 2 * moved @ value.mT).clamp_min_(0).mul_(squared)
+    output_length = (moved * output).sum(-1, keepdim=True)
+    value_length = ((value @ output_gram) * value).sum(-1, keepdim=True)
+    one = torch.ones_like(value_length)
+    by_query = torch.cat([-2 * moved, output_length, one], dim=-1)
+    by_key = torch.cat([value, one, value_length], dim=-1)
+    cost = (by_query @ by_key.mT).mul_(squared)
     by_token = squared.sum(-2)
-    return AttentionSums(by_token.sum(1), by_token.sum((0, 2)), diagonal_sums(cost.sum(0)))
+    # Rounding may take a sum of costs below zero.
+    return AttentionSums(by_token.sum(1), by_token.sum((0, 2)), diagonal_sums(cost.sum(0)).clamp_min(0))
 
 
 def diagonal_sums(matrix: Float[Tensor, "heads tokens tokens"]) -> Float[Tensor, "heads tokens"]:

@@ -25,4 +25,4 @@ def leading_eigenvectors(
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values.flip(-1)[:rank].clamp_min(0), vectors.flip(-1)[:, :rank]
     peak = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return values, vectors * (peak.abs() / peak).conj()
+    return values, vectors * (peak.abs() / peak)

@@ -65,7 +65,7 @@ def low_rank(
     return LowRank(pad(up, 1, rank), pad(down, 0, rank), dropped.clamp_min(0))
 
 
-def pad(matrix: Inexact[Tensor, "rows columns"], dim: int, size: int) -> Inexact[Tensor, "rows2 columns2"]:
+def pad(matrix: Inexact[Tensor, "..."], dim: int, size: int) -> Inexact[Tensor, "..."]:
     """Append zeros along ``dim`` up to ``size``."""
     missing = size - matrix.shape[dim]
     if missing <= 0:

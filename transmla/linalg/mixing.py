@@ -70,31 +70,34 @@ def rotation_error(
 ) -> Float[Tensor, ""]:
     """Predict the mean squared logit error of a split, before any rank is cut.
 
-    In a slot that turns at φ a pair turns by exp(iφΔ) instead of exp(iθΔ); what remains turns by its average ρ instead.
-    With ε(Δ) the difference of the two, q and z independent, and distances as given, the error of head h is
+    The error is a sum of parts Re Q_p·conj(K_p)·exp(iω_pΔ): the source's pairs at their own frequencies, less the slots
+    at theirs, less what remains, which stands still and is met by the average rotation ρ of its pair. For queries and
+    keys that are independent and of every phase alike, and distances as given, that of head h is exactly
 
-        ½ Σ_lm E[q_l q̄_m] · E[z̄_l z_m] · E_Δ[ε_l ε̄_m].
+        ½ Re Σ_pr E[Q_p Q̄_r] · E[K̄_p K_r] · E_Δ[exp(i(ω_p − ω_r)Δ)].
 
     The logits are not scaled, and ``query_moment`` may carry a weight for each head.
     """
-    groups = len(query_moment) // len(covariance)
-    pair, slot = pair_frequencies.double(), slot_frequencies.double()
-    between = expected_rotation(distances, pair[:, None] - pair[None, :])
-    average = expected_rotation(distances, pair)
+    kv_heads, pairs = covariance.shape[:2]
+    groups = len(query_moment) // kv_heads
+    average = expected_rotation(distances, pair_frequencies)
+    frequencies = torch.cat([pair_frequencies, slot_frequencies, torch.zeros_like(pair_frequencies)]).to(distances)
+    angle = frequencies.unsqueeze(-1) * torch.arange(distances.shape[-1]).to(frequencies)
+    turns = torch.polar(torch.ones_like(angle), angle)
 
-    down = split.down.flatten(1)
-    carried = torch.einsum("sc,cd,sd->s", down, covariance.flatten(2).flatten(0, 1), down.conj()).real
-    astray = expected_rotation(distances, pair[:, None] - slot[None, :])
-    up = split.up.repeat_interleave(groups, dim=0)
-    # Σ_lm Q_lm ū_l u_m · carried · (ρ(θ_l − θ_m) − ρ(θ_l − φ) − ρ̄(θ_m − φ) + 1), slot by slot.
-    apart = between.unsqueeze(-1) - astray.unsqueeze(2) - astray.conj().unsqueeze(1) + 1
-    in_slots = torch.einsum("hlm,hls,hms,hlms,s->", query_moment, up.conj(), up, apart, carried.to(up.dtype))
-
-    keep = torch.eye(len(covariance) * len(pair)).to(covariance) - split.up.flatten(0, 1) @ down
-    rest = (keep @ covariance.flatten(2).flatten(0, 1) @ keep.mH).reshape(covariance.shape)
-    own = torch.stack([rest[g, :, g] for g in range(len(covariance))]).repeat_interleave(groups, dim=0)
-    still = between - average.unsqueeze(-1) * average.conj().unsqueeze(-2)
-    return (in_slots + (query_moment * own.conj() * still).sum()).real / 2
+    keys = covariance.flatten(2).flatten(0, 1)
+    everything, down = torch.eye(len(keys)).to(keys), split.down.flatten(1)
+    remainder = everything - split.up.flatten(0, 1) @ down
+    error = distances.new_zeros(())
+    for head, moment in enumerate(query_moment):
+        group = head // groups
+        own = slice(group * pairs, (group + 1) * pairs)
+        key_parts = torch.cat([everything[own], down, remainder[own]])
+        query_parts = torch.cat([torch.eye(pairs).to(moment), -split.up[group].mH, -torch.diag(average[head])])
+        together = (query_parts @ moment @ query_parts.mH) * (key_parts @ keys @ key_parts.mH).conj()
+        error += (together * ((turns * distances[head]) @ turns.mH)).sum().real / 2
+    # Parts that cancel leave rounding of either sign.
+    return error.clamp_min(0)
 
 
 def identity_split(kv_heads: int, pairs: int, *, like: Tensor) -> RotarySplit:

@@ -1,0 +1,203 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from tests.factory import FAMILIES as CONFIGS
+from tests.factory import SIZES, tiny_checkpoint
+from transmla.arch.family import FAMILIES
+from transmla.arch.spec import describe, load_config
+from transmla.errors import CheckpointError, TransMLAError, UnsupportedModelError
+
+ROPE = {
+    "default": {"rope_theta": 500000.0},
+    "whole number": {"rope_theta": 10000},
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Describe what a ``config.json`` with these keys says; a key whose value is ``...`` is left out."""
+
+    def read(family="llama", **keys):
+        _, fields = CONFIGS[family]
+        content = {"model_type": family, "hidden_act": "silu", **SIZES, **fields, **keys}
+        content = {key: value for key, value in content.items() if value is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        return describe(load_config(tmp_path))
+
+    return read
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_is_described(tmp_path, family):
+    spec = describe(load_config(tiny_checkpoint(tmp_path, family=family)))
+    assert spec.family is FAMILIES[family]
+    assert spec.model_type == family
+    for key in SIZES.keys() & vars(spec).keys():
+        assert getattr(spec, key) == SIZES[key]
+    assert (spec.rope_type, spec.rope_theta) == ("default", 10000.0)
+    assert spec.num_pairs == 8
+    assert spec.num_key_value_groups == 3
+    assert spec.key_size == 32
+    assert spec.cache_numbers == 64
+    assert spec.layer_prefix(7) == "model.layers.7."
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_dim_that_is_not_given_is_computed(written, family):
+    assert written(family, head_dim=...).head_dim == 8
+    assert written(family, head_dim=None).head_dim == 8
+
+
+def test_without_key_value_heads_there_are_as_many_as_heads(written):
+    assert written(num_key_value_heads=...).num_key_value_heads == 6
+
+
+@pytest.mark.parametrize("rope", ROPE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frequencies_are_the_stock_models_bit_for_bit(tmp_path, family, rope):
+    tiny_checkpoint(tmp_path, family=family, rope_parameters=ROPE[rope])
+    spec = describe(load_config(tmp_path))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(spec.frequencies, model.model.rotary_emb.inv_freq)
+    assert spec.rope_theta == ROPE[rope]["rope_theta"]
+    assert spec.rope_type == ROPE[rope].get("rope_type", "default")
+
+
+def test_frequencies_of_an_older_config_are_the_same(written):
+    llama3 = dict(ROPE["llama3"])
+    new = written(rope_parameters=llama3)
+    old = written(rope_parameters=..., rope_theta=llama3.pop("rope_theta"), rope_scaling=llama3)
+    assert torch.equal(new.frequencies, old.frequencies)
+    assert not torch.equal(new.frequencies, written().frequencies)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "message"),
+    [
+        ("llama", {"attention_bias": True}, "Llama .*biases on q, k, v .*attention_bias = True"),
+        ("mistral", {"attention_bias": True}, "Mistral .*biases on q, k, v .*attention_bias = True"),
+        ("llama", {"mlp_bias": True}, "no biases in its MLP .*mlp_bias = True"),
+        ("llama", {"hidden_act": "gelu"}, "silu only .*hidden_act = 'gelu'"),
+        ("mistral", {"sliding_window": 4096}, "no sliding-window attention .*sliding_window = 4096"),
+        ("mistral", {"sliding_window": ...}, "no sliding-window attention .*sliding_window = 4096"),
+        (
+            "llama",
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "more": "x" * 99}},
+            r"full-precision checkpoint .*quantization_config = \{'quant_method': 'fp8', .{1,40}\.\.\.\)",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "RoPE type 'dynamic'",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "RoPE type 'yarn'"),
+        ("llama", {"rope_parameters": {"rope_type": ["linear"]}}, r"RoPE type \['linear'\]"),
+        ("llama", {"partial_rotary_factor": 0.5}, "only in part .*partial_rotary_factor = 0.5"),
+        ("mistral", {"partial_rotary_factor": "half"}, "only in part .*partial_rotary_factor = 'half'"),
+        ("llama", {"model_type": "gpt2"}, "'gpt2' in .*config.json is not supported; supported: llama, mistral"),
+        ("llama", {"model_type": ...}, "model_type None"),
+        ("llama", {"model_type": ["llama"]}, r"model_type \['llama'\]"),
+        # transformers reads this one as another family.
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "model_type 'ministral'"),
+    ],
+)
+def test_what_the_target_cannot_hold_is_refused(written, family, keys, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        written(family, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"head_dim": 3}, "even head_dim, found 3"),
+        ({"head_dim": 15}, "even rotary dimension.*15"),
+        ({"num_key_value_heads": 4}, "6 attention heads cannot be shared out among 4 key/value heads"),
+        ({"num_attention_heads": 7}, "not a multiple of the number of attention heads"),
+        ({"num_attention_heads": 0}, "not a valid llama config"),
+        ({"hidden_size": -48}, "hidden_size must be at least 1, found -48"),
+        ({"intermediate_size": 0}, "intermediate_size must be at least 1, found 0"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers must be at least 1, found -2"),
+        ({"num_attention_heads": -6}, "num_attention_heads must be at least 1, found -6"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, found 0"),
+        ({"head_dim": -16}, "head_dim must be at least 1, found -16"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1, found 0"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, found 0"),
+        ({"hidden_size": "48"}, "config.json is not a valid llama config: .*'hidden_size' expected int"),
+        ({"hidden_size": 48.0}, "config.json is not a valid llama config: .*'hidden_size' expected int"),
+        ({"attention_bias": "yes"}, "config.json is not a valid llama config: .*'attention_bias' expected bool"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be a positive number, found 0.0"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a positive number, found nan"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps must be a positive number, found inf"),
+        ({"rope_parameters": 7}, "config.json is not a valid llama config"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters cannot be used: could not convert .*'x'"),
+        ({"rope_parameters": {"rope_theta": 0}}, r"must give positive frequencies, found \[1.0, inf"),
+        ({"rope_parameters": {"rope_theta": -5.0}}, r"must give positive frequencies, found \[1.0, nan"),
+        ({"rope_parameters": {**ROPE["linear"], "factor": 0}}, r"must give positive frequencies, found \[inf"),
+        ({"rope_parameters": {**ROPE["linear"], "factor": -1}}, r"must give positive frequencies, found \[-1"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "config.json is not a valid llama config: .*factor"),
+        ({"rope_parameters": {**ROPE["llama3"], "low_freq_factor": 0}}, "cannot be used: division by zero"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused(written, keys, message):
+    with pytest.raises(CheckpointError, match=message):
+        written(**keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"", CheckpointError, "config.json cannot be read as JSON"),
+        (b"{'model_type': 'llama'}", CheckpointError, "config.json cannot be read as JSON"),
+        (b'{"model_type": "\xff"}', CheckpointError, "config.json cannot be read as JSON: .*utf-8"),
+        (b"[" * 100_000, CheckpointError, "config.json cannot be read as JSON: .*recursion"),
+        (b'["llama"]', UnsupportedModelError, "model_type None"),
+        (b"null", UnsupportedModelError, "model_type None"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(tmp_path, content, error, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(error, match=message):
+        load_config(tmp_path)
+
+
+def test_an_absent_config_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON: .*No such file"):
+        load_config(tmp_path)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 99) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*ROPE["llama3"], "x"]), inner),
+    max_leaves=4,
+)
+READ = [
+    *SIZES,
+    *("hidden_act", "attention_bias", "mlp_bias", "sliding_window", "quantization_config", "layer_types", "model_type"),
+    *("rope_scaling", "rope_theta", "partial_rotary_factor"),
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(family=st.sampled_from(sorted(FAMILIES)), junk=st.dictionaries(st.sampled_from(READ), JUNK, max_size=2))
+def test_whatever_a_config_holds_it_is_described_or_refused_in_a_sentence(written, family, junk):
+    try:
+        spec = written(family, **junk)
+    except TransMLAError:
+        return
+    assert spec.frequencies.shape == (spec.head_dim // 2,)
+    assert spec.num_key_value_groups * spec.num_key_value_heads == spec.num_attention_heads

@@ -1,0 +1,117 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.factory import tiny_checkpoint
+from transmla.arch.skeleton import Skeleton
+from transmla.arch.spec import describe, load_config
+from transmla.calibration.stream import SourceStream
+
+CPU = torch.device("cpu")
+WINDOWS, TOKENS = 7, 11
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral"])
+def source(request, tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("source"), family=request.param, num_hidden_layers=3)
+
+
+@pytest.fixture(scope="module")
+def model(source):
+    return AutoModelForCausalLM.from_pretrained(source).eval()
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return torch.randint(0, 401, (WINDOWS, TOKENS), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def expected(model, windows):
+    """What the whole stock model does: hidden states, and each attention's input and output."""
+    inputs, outputs, after = [], [], []
+
+    def watch(module, args, kwargs, output):
+        inputs.append(kwargs["hidden_states"])
+        outputs.append(output[0])
+
+    hooks = [layer.self_attn.register_forward_hook(watch, with_kwargs=True) for layer in model.model.layers]
+    hooks.append(model.model.layers[-1].register_forward_hook(lambda module, args, output: after.append(output)))
+    with torch.no_grad():
+        states = model.model(windows, output_hidden_states=True, use_cache=False).hidden_states
+    for hook in hooks:
+        hook.remove()
+    # The last hidden state that transformers gives is behind the final norm; the hook sees it in front.
+    return [*states[:3], *after], inputs, outputs
+
+
+def open_stream(source, model, windows, *, dtype=torch.float32, batch_size=3):
+    config = load_config(source)
+    return SourceStream(
+        Skeleton(config),
+        describe(config),
+        model.model.embed_tokens.weight.detach(),
+        windows,
+        device=CPU,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+
+
+def run_layer(stream, model, index, rows=slice(None)):
+    with stream.layer(index, model.model.layers[index].state_dict()) as layer:
+        return list(stream.advance(layer, rows))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_layer_by_layer_is_the_whole_model_at_once(source, model, windows, expected, batch_size):
+    states, inputs, outputs = expected
+    stream = open_stream(source, model, windows, batch_size=batch_size)
+    assert torch.equal(stream._hidden, states[0])
+    for index in range(3):
+        batches = run_layer(stream, model, index)
+        assert [len(batch.input) for batch in batches] == [
+            min(batch_size, WINDOWS - start) for start in range(0, WINDOWS, batch_size)
+        ]
+        # A batch of another size may be summed in another order: measured 6e-7.
+        close = {"rtol": 0, "atol": 1e-5}
+        torch.testing.assert_close(torch.cat([batch.input for batch in batches]), inputs[index], **close)
+        torch.testing.assert_close(torch.cat([batch.output for batch in batches]), outputs[index], **close)
+        torch.testing.assert_close(stream._hidden, states[index + 1], **close)
+
+
+def test_only_the_rows_asked_for_move_on(source, model, windows, expected):
+    states, inputs, _ = expected
+    stream = open_stream(source, model, windows)
+    batches = run_layer(stream, model, 0, slice(2, 6))
+    torch.testing.assert_close(torch.cat([batch.input for batch in batches]), inputs[0][2:6], rtol=0, atol=1e-5)
+    torch.testing.assert_close(stream._hidden[2:6], states[1][2:6], rtol=0, atol=1e-5)
+    still = [0, 1, 6]
+    assert torch.equal(stream._hidden[still], states[0][still])
+
+
+def test_a_layer_is_left_as_it_was_found(source, model, windows):
+    stream = open_stream(source, model, windows)
+    with stream.layer(0, model.model.layers[0].state_dict()) as layer:
+        batches = stream.advance(layer, slice(None))
+        next(batches)
+        assert layer.self_attn._forward_hooks
+        batches.close()
+        assert not layer.self_attn._forward_hooks
+    assert all(parameter.device.type == "meta" for parameter in layer.parameters())
+
+
+def test_the_stream_runs_in_the_type_asked_for(source, model, windows, expected):
+    states, _, _ = expected
+    stream = open_stream(source, model, windows, dtype=torch.bfloat16)
+    [first, *_] = run_layer(stream, model, 0)
+    assert first.input.dtype == first.output.dtype == stream._hidden.dtype == torch.bfloat16
+    torch.testing.assert_close(stream._hidden.float(), states[1], rtol=0, atol=0.2)  # measured 0.04
+    # The tensors that were lent keep their type.
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.float32
+
+
+def test_the_embedding_stays_as_it_was(source, model, windows):
+    before = model.model.embed_tokens.weight.detach().clone()
+    run_layer(open_stream(source, model, windows), model, 0)
+    assert torch.equal(model.model.embed_tokens.weight, before)

@@ -1,0 +1,139 @@
+"""What the commands print, and where: the result on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.factory import tiny_checkpoint
+from transmla.config import ConvertRequest
+from transmla.convert.inspect import Inspection
+from transmla.convert.plan import PlanSummary
+from transmla.convert.report import ConversionReport
+
+RECIPES = Path(__file__).parents[2] / "configs" / "convert"
+FEW = ("--num-windows", "4", "--num-heldout-windows", "2", "--window", "32")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out"
+
+
+def test_inspect_prints_json_that_reads_back(cli, source):
+    result = cli("inspect", source, "--json", "--context", "1000")
+    assert (result.exit_code, result.stderr) == (0, "")
+    inspection = Inspection.model_validate_json(result.stdout)
+    assert (inspection.num_attention_heads, inspection.num_key_value_heads, inspection.head_dim) == (6, 2, 16)
+    assert inspection.kv_numbers_per_token_layer == 64
+    assert inspection.kv_bytes_per_token == 64 * 2 * 4
+    assert inspection.kv_bytes_in_context == 1000 * 64 * 2 * 4
+    assert [way.share for way in inspection.candidates if not way.exact] == [0.5, 22 / 64, 0.25, 0.125]
+
+
+def test_inspect_prints_a_table_of_80_columns(cli, source):
+    result = cli("inspect", source)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for part in ("Llama (llama), 86,352 parameters, float32", "6 query, 2 key/value, size 16", "--kv-ratio 0.5"):
+        assert part in result.stdout
+
+
+def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path):
+    """Wide enough a model for the sizes of every engine."""
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 1}
+    source = tiny_checkpoint(tmp_path / "source", **sizes)
+    inspection = json.loads(cli("inspect", source, "--json").stdout)
+    assert {engine for way in inspection["candidates"] for engine in way["engines"]} == {
+        "transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx",
+    }  # fmt: skip
+    for way in inspection["candidates"]:
+        flags = " ".join(way["flags"]).split()
+        text = [] if way["exact"] else ["--calibration", "none"]
+        result = cli("convert", source, tmp_path / "out", *flags, *text, "--dry-run", "--json")
+        assert result.exit_code == 0, result.stderr
+        plan = json.loads(result.stdout)
+        assert plan["kv_bytes_per_token"] == way["kv_bytes_per_token"]
+        assert plan["engines"] == way["engines"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_dry_run_writes_nothing_and_reads_no_weights(cli, source, output, calibration_text, as_json, monkeypatch):
+    monkeypatch.setattr("transmla.checkpoint.reader.CheckpointReader.read", None)
+    before = {path: path.stat().st_mtime_ns for path in source.iterdir()}
+    flags = ["--kv-ratio", "0.5", "--calibration", calibration_text, "--dry-run", *["--json"] * as_json]
+    result = cli("convert", source, output, *flags)
+    assert (result.exit_code, result.stderr) == (0, "")
+    if as_json:
+        plan = PlanSummary.model_validate_json(result.stdout)
+        assert (plan.kv_lora_rank, plan.qk_rope_head_dim, plan.num_shards) == (24, 8, 1)
+        assert (plan.source_kv_bytes_per_token, plan.kv_bytes_per_token) == (512, 256)
+    else:
+        assert "64 → 32 numbers per token and layer (24 latent + 8 rotary)" in result.stdout
+    assert not list(output.parent.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in source.iterdir()} == before
+
+
+def test_the_plan_foretells_the_size_of_the_output(cli, source, output):
+    plan = json.loads(cli("convert", source, output, "--exact", "--dry-run", "--json").stdout)
+    assert cli("convert", source, output, "--exact", "-q").exit_code == 0
+    assert plan["output_bytes"] == (output / "model.safetensors").stat().st_size
+
+
+def test_converting_prints_the_report(cli, source, output, calibration_text):
+    flags = ["--kv-ratio", "0.5", "--calibration", calibration_text, *FEW]
+    result = cli("convert", source, output, *flags, "--json", "-q")
+    assert (result.exit_code, result.stderr) == (0, "")
+    report = ConversionReport.model_validate_json(result.stdout)
+    assert report == ConversionReport.model_validate_json((output / "transmla_report.json").read_text())
+    assert report.calibration.num_windows == 4
+
+    result = cli("convert", source, output, *flags, "--overwrite")
+    assert result.exit_code == 0
+    assert "attention output on held-out windows: mean 0." in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    # The bar is no result.
+    assert "Converting layers" in result.stderr
+    assert "Converting layers" not in result.stdout
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_the_defaults(cli, source, output, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {source}\nkv_ratio: 0.5\ncalibration: none\nmax_shard_size: 100kB\nengine: mlx\n")
+    arguments = ("--config", recipe, "--dry-run", "--json")
+    plan = json.loads(cli("convert", source, output, *arguments).stdout)
+    assert (plan["numbers_per_token_layer"], plan["num_shards"] > 1, plan["method"]) == (32, True, "complex")
+    plan = json.loads(cli("convert", source, output, "--kv_ratio", "0.25", "--method", "rorope", *arguments).stdout)
+    assert (plan["numbers_per_token_layer"], plan["num_shards"] > 1, plan["method"]) == (16, True, "rorope")
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_of_the_repository_are_requests(recipe):
+    ConvertRequest.build(recipe=recipe, flags={"model": "m", "output_dir": "o"})
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["convert"], ["eval"]])
+def test_help_does_not_wait_for_pytorch(command):
+    code = (
+        "import sys; from typer.testing import CliRunner; from transmla.cli.app import app;"
+        f"result = CliRunner().invoke(app, {[*command, '--help']});"
+        "assert result.exit_code == 0 and 'Usage' in result.stdout and not result.stderr, result.output;"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(cli):
+    import transmla
+
+    assert cli("--version").stdout == f"{transmla.__version__}\n"

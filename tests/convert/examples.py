@@ -1,0 +1,66 @@
+"""Specifications, weights and moments without a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from transmla.arch.family import FAMILIES
+from transmla.arch.spec import AttentionSpec
+from transmla.calibration.moments import AttentionWeights, Moments
+from transmla.config import ConvertRequest
+from transmla.linalg.rotary import rope_frequencies
+
+HIDDEN, TOKENS = 22, 7
+
+
+def make_spec(*, heads: int = 6, kv_heads: int = 2, head_dim: int = 16, hidden: int = 48, layers: int = 2):
+    return AttentionSpec(
+        family=FAMILIES["llama"],
+        model_type="llama",
+        hidden_size=hidden,
+        intermediate_size=80,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=401,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_type="default",
+        frequencies=rope_frequencies(10000.0, head_dim).float(),
+    )
+
+
+def make_request(**choices: Any) -> ConvertRequest:
+    return ConvertRequest(model="m", output_dir="o", **choices)
+
+
+def randn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_weights(heads, kv_heads, head_dim, *, seed=0):
+    return AttentionWeights(
+        query=randn(heads, head_dim, HIDDEN, seed=seed) * HIDDEN**-0.5 * 1.5,
+        key=randn(kv_heads, head_dim, HIDDEN, seed=seed + 1) * HIDDEN**-0.5 * 1.5,
+        value=randn(kv_heads, head_dim, HIDDEN, seed=seed + 2) * HIDDEN**-0.5,
+        output=randn(heads, HIDDEN, head_dim, seed=seed + 3),
+    )
+
+
+def random_moments(heads, *, seed=0, distance=None):
+    """Any moments will do where nothing is approximated; ``distance`` makes it the only one."""
+    uniform, attended = (root @ root.T for root in randn(2, HIDDEN, 3 * HIDDEN, seed=seed + 4))
+    mass, spread = randn(2, heads, seed=seed + 5).abs() + 0.1
+    distances = randn(heads, TOKENS, seed=seed + 6).abs()
+    if distance is not None:
+        distances = torch.zeros(heads, TOKENS, dtype=torch.float64)
+        distances[:, distance] = 1
+    return Moments(uniform, attended, distances / distances.sum(-1, keepdim=True), mass, spread)
+
+
+def frequencies(head_dim):
+    return 50.0 ** -(torch.arange(head_dim // 2, dtype=torch.float64) / (head_dim // 2))

@@ -1,0 +1,125 @@
+"""Whole models: converting, loading and comparing them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from tests.convert.naive import latent_attention_matrix, model_logits, stored_attention
+from transmla.config import ConvertRequest
+from transmla.convert import walk
+from transmla.convert.run import convert
+
+TOKENS = 320
+CALIBRATION = {"num_windows": 12, "num_heldout_windows": 3, "window": 64, "batch_size": 5}
+
+
+def load(folder: Path):
+    """Load in float32 whatever the storage type, and make sure that nothing was missing or left over."""
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def load_tensors(folder: Path, dtype: torch.dtype | None = torch.float64) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as shard:
+            tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def some_ids(batch=2, tokens=TOKENS):
+    return torch.randint(2, 389, (batch, tokens), generator=torch.Generator().manual_seed(5))
+
+
+@torch.inference_mode()
+def logits(model, ids):
+    return model(ids).logits
+
+
+def difference(found, expected) -> float:
+    """Return the largest difference of two logits, in standard deviations of the logits."""
+    return ((found - expected).abs().max() / expected.std()).item()
+
+
+def greedy(model, *, use_cache: bool = True) -> list[int]:
+    ids = some_ids(1, 20)
+    with torch.inference_mode():
+        return model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, use_cache=use_cache,
+            pad_token_id=0, eos_token_id=None,
+        )[0].tolist()  # fmt: skip
+
+
+def asked(source: Path, output: Path, calibration_text: Path | None = None, **choices: Any) -> ConvertRequest:
+    fitted = {} if calibration_text is None else {"calibration": str(calibration_text), **CALIBRATION}
+    return ConvertRequest(model=str(source), output_dir=output, **{**fitted, **choices})
+
+
+def plain_grid(config: dict[str, Any]) -> torch.Tensor:
+    size = config["qk_rope_head_dim"]
+    return config["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+
+
+def stored_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a converted checkpoint as the formulas say, with the eps its config names, in float64."""
+    config, tensors = read_config(folder), load_tensors(folder)
+
+    def attend(index: int, x: torch.Tensor) -> torch.Tensor:
+        prefix = f"model.layers.{index}.self_attn."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return stored_attention(own, config, x, plain_grid(config))
+
+    num_layers, eps = config["num_hidden_layers"], config["rms_norm_eps"]
+    return model_logits(tensors, attend, ids, num_layers=num_layers, eps=eps)
+
+
+def factor_logits(source: Path, layers: list, frequencies: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the source with its attention replaced by plain factors, in float64."""
+
+    def attend(index: int, x: torch.Tensor) -> torch.Tensor:
+        return latent_attention_matrix(layers[index], x, frequencies)
+
+    config = read_config(source)
+    num_layers, eps = config["num_hidden_layers"], config["rms_norm_eps"]
+    return model_logits(load_tensors(source), attend, ids, num_layers=num_layers, eps=eps)
+
+
+def convert_and_keep(*args: Any, **choices: Any):
+    """Convert and return the report and the plain factors of every layer, before they were folded."""
+    factors = []
+    fold = walk.fold_layer
+
+    def kept(layer, *args, **kwargs):
+        factors.append(layer)
+        return fold(layer, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "fold_layer", kept)
+        report = convert(asked(*args, **choices))
+    return report, factors
+
+
+def contents(folder: Path) -> dict[str, bytes | dict]:
+    """Return every file; the recipe and the report without the folder's own name and the time it took."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        if path.name == "transmla_report.json":
+            content = json.loads(content)
+            del content["seconds"], content["plan"]["output_dir"]
+        elif path.name == "transmla_recipe.yaml":
+            content = b"\n".join(line for line in content.splitlines() if not line.startswith(b"output_dir:"))
+        files[path.name] = content
+    return files
