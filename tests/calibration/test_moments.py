@@ -12,6 +12,7 @@ from tests.factory import SIZES, random_model
 from transmla.arch.spec import describe
 from transmla.calibration import moments
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
+from transmla.calibration.stream import Attended
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 6, 2, 16, 48
 WINDOWS, TOKENS = 3, 7
@@ -42,10 +43,15 @@ def cut(projections):
 
 
 def sums(weights, *batches, tokens=TOKENS):
-    added = MomentSums(weights, SPEC, tokens=tokens)
+    added = MomentSums(weights.output_gram, SPEC, tokens=tokens)
     for batch in batches:
-        added.add(batch)
+        added.add(attended(weights, batch))
     return added.finish()
+
+
+def attended(weights, batch):
+    projected = [batch @ weight.flatten(0, 1).T for weight in (weights.query, weights.key, weights.value)]
+    return Attended(batch, *projected, output=torch.zeros_like(batch))
 
 
 def by_loops(projections, inputs):
@@ -140,8 +146,14 @@ def test_a_batch_is_worked_through_in_pieces_that_fit(weights, inputs, monkeypat
 
 
 def test_inputs_in_half_precision_are_widened_first(weights, inputs):
-    half = inputs.bfloat16()
-    assert_same(sums(weights, half), sums(weights, half.float()), tolerance=1e-15)
+    half = Attended(*(tensor.bfloat16() for tensor in attended(weights, inputs)))
+    full = Attended(*(tensor.float() for tensor in half))
+    results = []
+    for batch in (half, full):
+        added = MomentSums(weights.output_gram, SPEC, tokens=TOKENS)
+        added.add(batch)
+        results.append(added.finish())
+    assert_same(*results, tolerance=1e-15)
 
 
 def test_a_head_that_puts_out_nothing_counts_all_distances_alike(projections, inputs):

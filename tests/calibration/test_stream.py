@@ -77,6 +77,11 @@ def test_layer_by_layer_is_the_whole_model_at_once(source, model, windows, expec
         close = {"rtol": 0, "atol": 1e-5}
         torch.testing.assert_close(torch.cat([batch.input for batch in batches]), inputs[index], **close)
         torch.testing.assert_close(torch.cat([batch.output for batch in batches]), outputs[index], **close)
+        attention = model.model.layers[index].self_attn
+        for name in ("query", "key", "value"):
+            projected = torch.cat([getattr(batch, name) for batch in batches])
+            weight = getattr(attention, f"{name[0]}_proj").weight.detach()
+            torch.testing.assert_close(projected, inputs[index] @ weight.T, rtol=0, atol=2e-5)
         torch.testing.assert_close(stream._hidden, states[index + 1], **close)
 
 

@@ -187,6 +187,17 @@ def test_resuming_wants_the_same_settings_text_and_source(cli, source, flags, ou
     assert cli("convert", source, output, *flags, "--resume").exit_code == 0
 
 
+def test_resuming_notices_a_source_that_was_replaced(cli, tmp_path, output, monkeypatch):
+    source = tiny_checkpoint(tmp_path / "source")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt())
+        assert cli("convert", source, output, "--exact", "-q").exit_code == 130
+    tiny_checkpoint(source, seed=7)  # the same names, shapes and sizes
+    result = cli("convert", source, output, "--exact", "-q", "--resume")
+    assert result.exit_code == 1
+    assert "had another source, text or settings" in result.stderr
+
+
 def staged(output: Path) -> dict[str, bytes]:
     root = output.with_name(f".{output.name}.partial")
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}

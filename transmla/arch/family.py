@@ -31,6 +31,7 @@ class Family:
         title: name for people.
         layers: prefix of the decoder layers, before ``.{index}.``.
         attention: prefix inside a layer of the modules ``q_proj, k_proj, v_proj, o_proj``.
+        projections: modules of attention whose outputs are the queries, keys and values before RoPE.
         input_norm: name inside a layer of the norm weight in front of attention.
         residual_writers: suffixes inside a layer of the weights whose output is added to the residual stream.
         embedding, head: names of the token embedding and of the output head.
@@ -40,6 +41,7 @@ class Family:
     title: str
     layers: str = "model.layers"
     attention: str = "self_attn"
+    projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     input_norm: str = "input_layernorm.weight"
     residual_writers: tuple[str, ...] = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
     embedding: str = "model.embed_tokens.weight"

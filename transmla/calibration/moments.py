@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmla.arch.spec import AttentionSpec
+from transmla.calibration.stream import Attended
 from transmla.linalg.attention import attention_sums
 from transmla.linalg.rotary import rotate
 
@@ -96,36 +97,41 @@ class Moments:
 class MomentSums:
     """Adds up the moments of one layer, batch by batch."""
 
-    def __init__(self, weights: AttentionWeights, spec: AttentionSpec, *, tokens: int) -> None:
-        """Start from nothing, for windows of ``tokens`` tokens."""
-        self._weights, self._spec = weights, spec
-        heads, hidden, device = spec.num_attention_heads, spec.hidden_size, weights.query.device
+    def __init__(
+        self, output_gram: Float[Tensor, "heads head_dim head_dim"], spec: AttentionSpec, *, tokens: int
+    ) -> None:
+        """Start from nothing, for windows of ``tokens`` tokens and heads with these Gram matrices W_Oᵀ W_O."""
+        self._gram, self._spec = output_gram, spec
+        heads, hidden, device = spec.num_attention_heads, spec.hidden_size, output_gram.device
         self._uniform = torch.zeros(hidden, hidden, dtype=torch.float64, device=device)
         self._attended = torch.zeros_like(self._uniform)
         self._mass = torch.zeros(heads, dtype=torch.float64, device=device)
         self._cost = torch.zeros(heads, tokens, dtype=torch.float64, device=device)
-        self._gram = weights.output_gram
         self._count = 0
 
-    def add(self, x: Float[Tensor, "batch tokens hidden"]) -> None:
-        """Add a batch of inputs of the attention layer."""
-        _, tokens, _ = x.shape
-        for piece in x.float().split(max(1, _MAX_PROBABILITIES // (self._spec.num_attention_heads * tokens**2))):
-            self._add(piece)
+    def add(self, attended: Attended) -> None:
+        """Add what a batch of windows did."""
+        _, tokens, _ = attended.input.shape
+        piece = max(1, _MAX_PROBABILITIES // (self._spec.num_attention_heads * tokens**2))
+        tensors = (tensor.float().split(piece) for tensor in attended)
+        for part in zip(*tensors, strict=True):
+            self._add(Attended(*part))
 
-    def _add(self, x: Float[Tensor, "batch tokens hidden"]) -> None:
-        groups, frequencies = self._spec.num_key_value_groups, self._spec.frequencies
+    def _add(self, attended: Attended) -> None:
+        spec = self._spec
         query, key, value = (
-            torch.einsum("bth,ndh->bntd", x, w) for w in (self._weights.query, self._weights.key, self._weights.value)
+            rearrange(x, "b t (h d) -> b h t d", d=spec.head_dim)
+            for x in (attended.query, attended.key, attended.value)
         )
+        groups = spec.num_key_value_groups
         sums = attention_sums(
-            rotate(query, frequencies),
-            rotate(key, frequencies).repeat_interleave(groups, dim=1),
+            rotate(query, spec.frequencies),
+            rotate(key, spec.frequencies).repeat_interleave(groups, dim=1),
             value.repeat_interleave(groups, dim=1),
             self._gram,
-            scale=self._spec.head_dim**-0.5,
+            scale=spec.head_dim**-0.5,
         )
-        flat = x.flatten(0, 1)
+        flat = attended.input.flatten(0, 1)
         weighted = flat * sums.token.flatten().sqrt().unsqueeze(-1)
         self._uniform += flat.T @ flat
         self._attended += weighted.T @ weighted

@@ -4,7 +4,7 @@ What lives here is the residual stream of every window and one stock transformer
 watched from outside by hooks, so whatever the family does around it, its inputs and outputs are the true ones.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -17,9 +17,12 @@ from transmla.arch.spec import AttentionSpec
 
 
 class Attended(NamedTuple):
-    """What an attention module saw and said for one batch of windows."""
+    """What an attention module saw and said for one batch of windows; queries and keys before RoPE, heads in a row."""
 
     input: Float[Tensor, "batch tokens hidden"]
+    query: Float[Tensor, "batch tokens queries"]
+    key: Float[Tensor, "batch tokens keys"]
+    value: Float[Tensor, "batch tokens keys"]
     output: Float[Tensor, "batch tokens hidden"]
 
 
@@ -52,17 +55,23 @@ class SourceStream:
     @torch.no_grad()
     def advance(self, layer: nn.Module, rows: slice) -> Iterator[Attended]:
         """Send the windows in ``rows`` through ``layer`` and yield what its attention did, batch by batch."""
-        seen: list[Attended] = []
         attention = layer.get_submodule(self._spec.family.attention)
-        hook = attention.register_forward_hook(
-            lambda module, args, kwargs, output: seen.append(
-                Attended(args[0] if args else kwargs["hidden_states"], output[0])
-            ),
-            with_kwargs=True,
-        )
+        seen: dict[str, Tensor] = {}
+
+        def watch_attention(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -> None:
+            seen["input"] = args[0] if args else kwargs["hidden_states"]
+            seen["output"] = output[0]
+
+        def watch(name: str) -> Callable[..., None]:
+            return lambda module, args, output: seen.update({name: output})
+
+        hooks = [attention.register_forward_hook(watch_attention, with_kwargs=True)]
+        for name, path in zip(("query", "key", "value"), self._spec.family.projections, strict=True):
+            hooks.append(attention.get_submodule(path).register_forward_hook(watch(name)))
         try:
             for batch in self._hidden[rows].split(self._batch_size):
                 batch.copy_(layer(batch, position_embeddings=self._rotary))
-                yield seen.pop()
+                yield Attended(**seen)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()

@@ -107,10 +107,10 @@ class _Walk:
         """Return the moments on the fitted windows, and what the source's attention did on the held-out ones."""
         if self._stream is None:
             return Moments.from_weights(weights, window=self._tokens), []
-        sums = MomentSums(weights, self._plan.spec, tokens=self._tokens)
+        sums = MomentSums(weights.output_gram, self._plan.spec, tokens=self._tokens)
         with self._stream.layer(index, source) as layer:
             for attended in self._stream.advance(layer, self._fit):
-                sums.add(attended.input)
+                sums.add(attended)
             heldout = list(self._stream.advance(layer, self._heldout))
         return sums.finish(), heldout
 
