@@ -125,7 +125,7 @@ def test_what_the_target_cannot_hold_is_refused(written, family, keys, message):
     ("keys", "message"),
     [
         ({"head_dim": 3}, "even head_dim, found 3"),
-        ({"head_dim": 15}, "even rotary dimension.*15"),
+        ({"head_dim": 15}, "even (rotary dimension|head_dim).*15"),
         ({"num_key_value_heads": 4}, "6 attention heads cannot be shared out among 4 key/value heads"),
         ({"num_attention_heads": 7}, "not a multiple of the number of attention heads"),
         ({"num_attention_heads": 0}, "not a valid llama config"),
