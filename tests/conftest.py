@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.factory import TEXT
+
+
+def pytest_configure() -> None:
+    """Take one thread, here and in processes that tests start: on tiny tensors threads only wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
