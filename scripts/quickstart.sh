@@ -13,18 +13,21 @@ rorope="$output/rorope-32-96"
 step() { printf '\n==> %s\n' "$*" >&2; }
 
 convert() {
+    if [[ -f "$1/config.json" ]]; then
+        step "Found $1; remove it to convert again"
+        return
+    fi
+    step "Converting to $1: 384 cached numbers per token and layer become 32 + 96"
     transmla convert "$assets/smollm2" "$1" --gguf-file "$gguf" --qk-rope-head-dim 32 --kv-lora-rank 96 \
-        --calibration "$assets/wiki-fit.txt" --num-windows 128 --window 256 --overwrite "${@:2}"
+        --calibration "$assets/wiki-fit.txt" --num-windows 128 --window 256 "${@:2}"
 }
 
 step "Fetching SmolLM2-135M and Wikipedia text"
 assets="$(python "$TRANSMLA_ROOT/scripts/fetch_assets.py")"
 mkdir -p -- "$output"
 
-step "Converting: 384 cached numbers per token and layer become 32 + 96"
 convert "$ours"
-
-step "Converting the same by the TransMLA paper's method"
+# The paper's method, for comparison.
 convert "$rorope" --method rorope --freq-fold 4
 
 step "Measuring all three on Wikipedia articles that no conversion has seen"

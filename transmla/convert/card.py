@@ -10,8 +10,8 @@ _CARD = """---
 
 # {title}
 
-[{base}]({link}) with its grouped-query attention rewritten as Multi-head Latent Attention by
-[transmla](https://pypi.org/project/transmla/). It is a native DeepSeek-V3 checkpoint: no remote code.
+{base} with its grouped-query attention rewritten as Multi-head Latent Attention by transmla {version}. It is a native
+DeepSeek-V3 checkpoint: no remote code.
 
 | | source | this model |
 |---|---|---|
@@ -35,7 +35,8 @@ def model_card(plan: ConversionPlan, report: ConversionReport) -> str:
     """Write the card as Markdown with the hub's metadata."""
     summary = report.plan
     # A path of the machine that converted means nothing to others, so a folder is called by its name.
-    base = plan.source.repo_id or plan.source.folder.resolve().name
+    local = plan.request.gguf_file or plan.source.folder.resolve().name
+    base = plan.source.repo_id or local
     metadata = {
         **({"base_model": base} if plan.source.repo_id else {}),
         "library_name": "transformers",
@@ -46,7 +47,7 @@ def model_card(plan: ConversionPlan, report: ConversionReport) -> str:
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         title=plan.request.output_dir.resolve().name,
         base=base,
-        link=f"https://huggingface.co/{base}" if plan.source.repo_id else ".",
+        version=report.versions["transmla"],
         source_numbers=summary.source_numbers_per_token_layer,
         numbers=summary.numbers_per_token_layer,
         rank=summary.kv_lora_rank,
