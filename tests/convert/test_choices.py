@@ -132,6 +132,14 @@ def test_quantizable_profile(source, output, calibration_text):
     assert difference(logits(load(output), ids[None])[0], expected) > 0.1
 
 
+def test_what_transformers_cannot_compute_is_not_evaluated(cli, source, output, calibration_text):
+    convert(asked(source, output, calibration_text, kv_ratio=0.5, profile="quantizable"))
+    result = cli("eval", source, output, "--dataset", calibration_text, "--window", 32, "-q")
+    assert result.exit_code == 1
+    assert "was converted with --profile quantizable, which transformers cannot compute" in result.stderr
+    assert result.stdout == ""
+
+
 def test_float16_needs_the_quantizable_profile(source, output, calibration_text):
     convert(asked(source, output, calibration_text, kv_ratio=0.5, profile="quantizable", dtype="float16"))
     tensors = load_tensors(output, dtype=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -263,3 +264,16 @@ def test_a_killed_process_can_be_continued_by_another(cli, source, flags, undist
     assert result.exit_code == 0, result.stderr
     assert contents(output) == undisturbed
     assert names(output.parent) == {"out"}
+
+
+def test_a_disk_that_fills_up_at_the_end_costs_no_work(cli, source, flags, undisturbed, output, monkeypatch):
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device", "tokenizer.json")
+        patch.setattr(conversion, "copy_companions", Mock(side_effect=full))
+        result = cli("convert", source, output, *flags)
+    assert result.exit_code == 1
+    sentence = "Error: tokenizer.json cannot be written: No space left on device. Continue with --resume.\n"
+    assert result.stderr == sentence
+    assert names(output.parent) == {".out.partial"}
+    assert cli("convert", source, output, *flags, "--resume").exit_code == 0
+    assert contents(output) == undisturbed

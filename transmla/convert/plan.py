@@ -144,18 +144,17 @@ class ConversionPlan:
         )
 
     def _peak_memory(self) -> int:
-        """Estimate the tensors held at once: one layer, its moments and factors, and the calibration activations."""
+        """Estimate the tensors held at once: those of one layer at work, or the embedding and its scaled copy."""
         spec, request = self.spec, self.request
-        layer = sum(torch.Size(t.shape).numel() for t in self.layer_tensors(0))
+        layer = 3 * sum(torch.Size(t.shape).numel() for t in self.layer_tensors(0))  # read, running, converted
         largest = max(torch.Size(shape).numel() for shape in self.skeleton.shapes.values())
+        moments = 2 * (2 * spec.hidden_size**2 + 6 * (2 * spec.key_size) ** 2)  # float64 counts twice
         if not self.needs_text:
-            return 4 * max(2 * layer, largest)
-        windows = request.num_windows + request.num_heldout_windows
-        activations = windows * request.window * spec.hidden_size
-        probabilities = 3 * min(request.batch_size * spec.num_attention_heads * request.window**2, 2**21)
-        stacked = (2 * spec.key_size) ** 2
-        moments = 2 * spec.hidden_size**2
-        return 4 * max(2 * layer + activations + probabilities + 2 * (6 * stacked + 2 * moments), largest + activations)
+            return 4 * max(layer + moments, 2 * largest)
+        stream = (request.num_windows + request.num_heldout_windows) * request.window * spec.hidden_size
+        batch = request.batch_size * request.window * (3 * spec.intermediate_size + 6 * spec.hidden_size)
+        scores = 4 * max(spec.num_attention_heads * request.window**2, 2**21)
+        return 4 * (stream + max(layer + moments + batch + scores, 2 * largest))
 
 
 def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:

@@ -22,7 +22,7 @@ from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.report import REPORT_FILE, CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.walk import ConvertedLayer, walk_layers
-from transmla.errors import CheckpointError, DataError
+from transmla.errors import CheckpointError, DataError, OutputError
 from transmla.progress import Progress, Silent
 
 RECIPE_FILE = "transmla_recipe.yaml"
@@ -40,7 +40,8 @@ def convert(
         overwrite: replace an output folder that exists.
 
     Raises:
-        TransMLAError: the request cannot be carried out; nothing is left behind.
+        TransMLAError: the request cannot be carried out. No output appears; finished layers of a run that can be
+            continued are kept beside it.
     """
     started = time.monotonic()
     plan = plan_conversion(request, overwrite=overwrite)
@@ -71,8 +72,11 @@ def convert(
                 "transformers": transformers.__version__,
             },
         )
-        copy_companions(plan.source.folder, staging.folder)
-        _write_texts(plan, report, staging)
+        try:
+            copy_companions(plan.source.folder, staging.folder)
+            _write_texts(plan, report, staging)
+        except OSError as error:
+            raise OutputError(f"{error.filename or staging.folder} cannot be written: {error.strerror}.") from None
         staging.publish()
     return report
 

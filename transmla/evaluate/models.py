@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from transmla.checkpoint.source import Source
-from transmla.errors import CheckpointError, UsageError
+from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
 
 
 def check_comparable(models: Sequence[Source], *, window: int) -> None:
@@ -17,6 +17,7 @@ def check_comparable(models: Sequence[Source], *, window: int) -> None:
 
     Raises:
         CheckpointError: a config is missing, or a vocabulary differs from the first model's.
+        UnsupportedModelError: a checkpoint that transformers loads but does not compute.
         UsageError: the window is longer than a model's context.
     """
     configs = [_load(AutoConfig, model, "config").get_text_config() for model in models]
@@ -25,6 +26,12 @@ def check_comparable(models: Sequence[Source], *, window: int) -> None:
             raise CheckpointError(
                 f"{model.name} has {config.vocab_size} tokens in its vocabulary and {models[0].name} has "
                 f"{configs[0].vocab_size}: only a model that was converted from this source can be compared with it."
+            )
+        # Transformers has its own eps for the latent norm, and would give garbage without a word.
+        if config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3:
+            raise UnsupportedModelError(
+                f"{model.name} was converted with --profile quantizable, which transformers cannot compute "
+                f"(rms_norm_eps {config.rms_norm_eps:g}): evaluate the portable profile of the same conversion."
             )
         context = getattr(config, "max_position_embeddings", None)
         if context is not None and window > context:
