@@ -113,31 +113,33 @@ class MomentSums:
         """Add what a batch of windows did."""
         _, tokens, _ = attended.input.shape
         piece = max(1, _MAX_PROBABILITIES // (self._spec.num_attention_heads * tokens**2))
-        tensors = (tensor.float().split(piece) for tensor in attended)
-        for part in zip(*tensors, strict=True):
-            self._add(Attended(*part))
+        projections = (x.float().split(piece) for x in (attended.query, attended.key, attended.value))
+        received = torch.cat([self._attend(*part) for part in zip(*projections, strict=True)])
+        rows = attended.input.float().flatten(0, 1)
+        weighted = rows * received.flatten().sqrt().unsqueeze(-1)
+        self._uniform += rows.T @ rows
+        self._attended += weighted.T @ weighted
+        self._count += len(rows)
 
-    def _add(self, attended: Attended) -> None:
+    def _attend(
+        self,
+        query: Float[Tensor, "batch tokens queries"],
+        key: Float[Tensor, "batch tokens keys"],
+        value: Float[Tensor, "batch tokens keys"],
+    ) -> Float[Tensor, "batch tokens"]:
+        """Add what the heads do, and return the squared attention that each token receives."""
         spec = self._spec
-        query, key, value = (
-            rearrange(x, "b t (h d) -> b h t d", d=spec.head_dim)
-            for x in (attended.query, attended.key, attended.value)
-        )
-        groups = spec.num_key_value_groups
+        query, key, value = (rearrange(x, "b t (h d) -> b h t d", d=spec.head_dim) for x in (query, key, value))
         sums = attention_sums(
             rotate(query, spec.frequencies),
-            rotate(key, spec.frequencies).repeat_interleave(groups, dim=1),
-            value.repeat_interleave(groups, dim=1),
+            rotate(key, spec.frequencies).repeat_interleave(spec.num_key_value_groups, dim=1),
+            value.repeat_interleave(spec.num_key_value_groups, dim=1),
             self._gram,
             scale=spec.head_dim**-0.5,
         )
-        flat = attended.input.flatten(0, 1)
-        weighted = flat * sums.token.flatten().sqrt().unsqueeze(-1)
-        self._uniform += flat.T @ flat
-        self._attended += weighted.T @ weighted
         self._mass += sums.mass
         self._cost += sums.cost
-        self._count += len(flat)
+        return sums.token
 
     def finish(self) -> Moments:
         """Turn the sums into moments."""
