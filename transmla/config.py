@@ -162,8 +162,3 @@ class EvalRequest(Request):
     batch_size: int = Field(1, ge=1, description="Windows per forward pass.")
     dtype: ComputeDtype = Field("float32", description="Type in which the models run.")
     device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
-
-
-def engine_names() -> tuple[str, ...]:
-    """Return every engine name that ``--engine`` accepts."""
-    return get_args(EngineName)
