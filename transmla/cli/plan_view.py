@@ -55,8 +55,9 @@ def report_table(report: ConversionReport) -> Table:
 
 def readable_bytes(count: int) -> str:
     """Write a number of bytes as people do."""
+    size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:.3g} TB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
