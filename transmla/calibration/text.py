@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from transmla.errors import DataError
+from transmla.checkpoint.source import Source
+from transmla.errors import CheckpointError, DataError
 
 PIECE_CHARACTERS = 100_000
 POOL_FACTOR = 16
@@ -27,6 +28,19 @@ _ROW_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _FILE_SUFFIXES = {*_ROW_BUILDERS, ".txt", ".utf8", ".md"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[^:]*){0,2}")
 _WORD_BORDER = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")
+
+
+def load_tokenizer(model: Source) -> PreTrainedTokenizerBase:
+    """Load the tokeniser that lies beside the weights.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(model.folder, trust_remote_code=False)
+    except Exception as error:  # transformers fails in as many ways as there are tokenizers
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"The tokenizer of {model.name} cannot be loaded: {reason}") from error
 
 
 def open_documents(dataset: str, *, text_column: str | None = None) -> Iterator[str]:

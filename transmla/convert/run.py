@@ -9,20 +9,18 @@ import torch
 import transformers
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import transmla
-from transmla.calibration.text import open_documents, sample_windows
+from transmla.calibration.text import load_tokenizer, open_documents, sample_windows
 from transmla.checkpoint.companions import copy_companions
 from transmla.checkpoint.publish import Staging
-from transmla.checkpoint.source import Source
 from transmla.checkpoint.writer import CheckpointWriter
 from transmla.config import ConvertRequest
 from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.report import REPORT_FILE, CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.walk import ConvertedLayer, walk_layers
-from transmla.errors import CheckpointError, DataError, OutputError
+from transmla.errors import DataError, OutputError
 from transmla.progress import Progress, Silent
 
 RECIPE_FILE = "transmla_recipe.yaml"
@@ -96,7 +94,7 @@ def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
         )
     windows = sample_windows(
         open_documents(request.calibration, text_column=request.text_column),
-        _load_tokenizer(plan.source),
+        load_tokenizer(plan.source),
         window=request.window,
         num_windows=request.num_windows + request.num_heldout_windows,
         seed=request.seed,
@@ -106,14 +104,6 @@ def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
             f"The tokenizer gives token {windows.max()}, but the model has only {plan.spec.vocab_size} embeddings."
         )
     return windows
-
-
-def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-    except Exception as error:  # transformers fails in as many ways as there are tokenizers
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"The tokenizer of {source.name} cannot be loaded: {reason}") from error
 
 
 def _write_layer(converted: ConvertedLayer, plan: ConversionPlan, writer: CheckpointWriter) -> None:

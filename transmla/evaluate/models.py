@@ -1,4 +1,4 @@
-"""Models and tokenisers as stock Transformers loads them, and what must hold before they are compared."""
+"""Models as stock Transformers loads them, and what must hold before they are compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from transmla.checkpoint.source import Source
 from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
@@ -36,15 +36,6 @@ def check_comparable(models: Sequence[Source], *, window: int) -> None:
         context = getattr(config, "max_position_embeddings", None)
         if context is not None and window > context:
             raise UsageError(f"{model.name} has a context of {context} tokens: lower --window, which is {window}.")
-
-
-def load_tokenizer(model: Source) -> PreTrainedTokenizerBase:
-    """Load the tokeniser that lies beside the weights.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
-    return _load(AutoTokenizer, model, "tokenizer")
 
 
 def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrainedModel:

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from transmla import __version__
-from transmla.calibration.text import consecutive_windows, open_documents
+from transmla.calibration.text import consecutive_windows, load_tokenizer, open_documents
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import EvalRequest
 from transmla.device import choose_device
 from transmla.evaluate.cache import measure_cache
-from transmla.evaluate.models import check_comparable, load_model, load_tokenizer
+from transmla.evaluate.models import check_comparable, load_model
 from transmla.evaluate.report import DataReport, EvalReport, ModelReport, Versions
 from transmla.evaluate.scores import Agreement, Loss, measure_agreement, measure_loss
 from transmla.progress import Progress, Silent
