@@ -128,8 +128,10 @@ class ConvertRequest(SourceRequest):
         None, ge=1, description="Neighbouring frequencies that share rotary slots; chosen per layer by default."
     )
 
-    calibration: str | None = Field(
-        None, description="Text, JSONL or parquet file, hub data set name[:config[:split]], or none (weights only)."
+    calibration: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        (),
+        description="Text, JSONL or parquet file, hub data set name[:config[:split]], or none (weights only); "
+        "repeat to mix several, an equal share of the windows each.",
     )
     text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
     num_windows: int = Field(128, ge=1, description="Number of calibration windows to fit on.")
@@ -137,6 +139,10 @@ class ConvertRequest(SourceRequest):
     num_heldout_windows: int = Field(8, ge=1, description="Further windows, never fitted on, for the reported errors.")
     batch_size: int = Field(8, ge=1, description="Calibration windows per forward pass.")
     seed: int = Field(0, ge=0, description="Seed of the choice of windows.")
+
+    heal_steps: int = Field(
+        0, ge=0, description="Steps of Adam on each converted layer, towards the source's attention output."
+    )
 
     profile: Profile = Field(
         "portable", description="portable loads everywhere; quantizable is for vLLM, SGLang and llama.cpp only."

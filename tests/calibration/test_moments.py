@@ -15,6 +15,7 @@ from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
 from transmla.calibration.stream import Attended
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 6, 2, 16, 48
+JOINT = 2 * KV_HEADS * HEAD_DIM
 WINDOWS, TOKENS = 3, 7
 CONFIG = LlamaConfig(**SIZES)
 SPEC = describe(CONFIG)
@@ -43,7 +44,7 @@ def cut(projections):
 
 
 def sums(weights, *batches, tokens=TOKENS):
-    added = MomentSums(weights.output_gram, SPEC, tokens=tokens)
+    added = MomentSums(weights, SPEC, tokens=tokens)
     for batch in batches:
         added.add(attended(weights, batch))
     return added.finish()
@@ -51,7 +52,7 @@ def sums(weights, *batches, tokens=TOKENS):
 
 def attended(weights, batch):
     projected = [batch @ weight.flatten(0, 1).T for weight in (weights.query, weights.key, weights.value)]
-    return Attended(batch, *projected, output=torch.zeros_like(batch))
+    return Attended(batch, *projected, output=torch.zeros_like(batch), residual=torch.ones(batch.shape[:2]))
 
 
 def by_loops(projections, inputs):
@@ -63,7 +64,12 @@ def by_loops(projections, inputs):
     attended, received = uniform.clone(), 0.0
     cost = torch.zeros(HEADS, tokens, dtype=torch.float64)
     mass = torch.zeros(HEADS, dtype=torch.float64)
+    key_moment = torch.zeros(KV_HEADS, JOINT + 1, JOINT + 1, dtype=torch.float64)
+    query_moment = torch.zeros(HEADS, HEAD_DIM, HEAD_DIM, dtype=torch.float64)
+    pooled_moment = torch.zeros(HEADS, JOINT, JOINT, dtype=torch.float64)
+    num_pooled = 0
     for window in inputs.double():
+        cached = [torch.cat([*map(side_by_side, (k_proj @ x).split(HEAD_DIM)), v_proj @ x]) for x in window]
         for x in window:
             uniform += torch.outer(x, x) / count
         for h in range(HEADS):
@@ -75,19 +81,38 @@ def by_loops(projections, inputs):
                 weights = [math.exp(source_logit(queries[i], keys[j], i - j)) for j in range(i + 1)]
                 probabilities = [weight / sum(weights) for weight in weights]
                 output = sum(p * values[j] for j, p in enumerate(probabilities))
+                if i % 4 == 2:
+                    pooled = sum(p * cached[j] for j, p in enumerate(probabilities))
+                    pooled_moment[h] += torch.outer(pooled, pooled)
+                    num_pooled += 1 / HEADS
                 for j, p in enumerate(probabilities):
                     attended += p**2 * torch.outer(window[j], window[j])
                     received += p**2
                     mass[h] += p**2 / count
-                    cost[h, i - j] += p**2 * (o_proj[:, columns] @ (values[j] - output)).norm() ** 2 / count
+                    each = p**2 * (o_proj[:, columns] @ (values[j] - output)).norm() ** 2 / count
+                    cost[h, i - j] += each
+                    token = torch.cat([cached[j], torch.ones(1)])
+                    key_moment[g] += each * torch.outer(token, token)
+                    query = side_by_side(queries[i])
+                    query_moment[h] += each * torch.outer(query, query)
     spread = cost.sum(-1)
+    joint = torch.cat([*map(side_by_side, k_proj.split(HEAD_DIM)), v_proj])
     return Moments(
         uniform=uniform,
         attended=attended / received,
         distances=cost / spread.unsqueeze(-1),
         mass=mass,
         spread=spread,
+        keys=key_moment / spread.unflatten(0, (KV_HEADS, -1)).sum(-1)[:, None, None],
+        # Single tokens count one part in twenty.
+        values=pooled_moment / num_pooled + 0.05 * mass[:, None, None] * joint @ (attended / received) @ joint.T,
+        queries=query_moment,
     )
+
+
+def side_by_side(rows):
+    """Put the two numbers of each rotary pair beside each other."""
+    return torch.stack([rows[pair + half] for pair in range(HEAD_DIM // 2) for half in (0, HEAD_DIM // 2)])
 
 
 def source_logit(query, key, delta):
@@ -150,7 +175,7 @@ def test_inputs_in_half_precision_are_widened_first(weights, inputs):
     full = Attended(*(tensor.float() for tensor in half))
     results = []
     for batch in (half, full):
-        added = MomentSums(weights.output_gram, SPEC, tokens=TOKENS)
+        added = MomentSums(weights, SPEC, tokens=TOKENS)
         added.add(batch)
         results.append(added.finish())
     assert_same(*results, tolerance=1e-15)

@@ -10,6 +10,7 @@ from transmla.arch.family import FAMILIES
 from transmla.arch.spec import AttentionSpec
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.config import ConvertRequest
+from transmla.convert.layer import Target
 from transmla.linalg.rotary import rope_frequencies
 
 HIDDEN, TOKENS = 22, 7
@@ -51,15 +52,37 @@ def random_weights(heads, kv_heads, head_dim, *, seed=0):
     )
 
 
-def random_moments(heads, *, seed=0, distance=None):
-    """Any moments will do where nothing is approximated; ``distance`` makes it the only one."""
+def random_moments(weights, *, seed=0, distance=None):
+    """Any moments of the layer input will do where nothing is approximated; ``distance`` makes it the only one."""
+    heads, head_dim, _ = weights.query.shape
+    inputs = random_gram(2, HIDDEN + 1, seed=seed + 7)
+    joint = torch.block_diag(weights.joint, torch.ones(1, 1))
     uniform, attended = (root @ root.T for root in randn(2, HIDDEN, 3 * HIDDEN, seed=seed + 4))
     mass, spread = randn(2, heads, seed=seed + 5).abs() + 0.1
     distances = randn(heads, TOKENS, seed=seed + 6).abs()
     if distance is not None:
         distances = torch.zeros(heads, TOKENS, dtype=torch.float64)
         distances[:, distance] = 1
-    return Moments(uniform, attended, distances / distances.sum(-1, keepdim=True), mass, spread)
+    return Moments(
+        uniform=uniform,
+        attended=attended,
+        distances=distances / distances.sum(-1, keepdim=True),
+        mass=mass,
+        spread=spread,
+        keys=(joint @ inputs[0] @ joint.T).expand(len(weights.key), -1, -1),
+        values=(joint @ inputs[1] @ joint.T)[:-1, :-1].expand(heads, -1, -1),
+        queries=random_gram(heads, head_dim, seed=seed + 9),
+    )
+
+
+def random_gram(count, size, *, seed):
+    root = randn(count, size, 3 * size, seed=seed)
+    return root @ root.mT / (3 * size)
+
+
+def make_target(rank, slots, pairs, *, folds):
+    """A target that distances beyond the calibration windows do not change, with a ridge far below its tolerance."""
+    return Target(rank, slots, pairs, folds=folds, context=TOKENS, ridge=1e-14)
 
 
 def frequencies(head_dim):

@@ -10,11 +10,11 @@ import torch
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tests.convert.examples import HIDDEN, TOKENS, frequencies, randn, random_moments, random_weights
+from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error
 from transmla.convert.fold import NORMS, fold_layer, residual_scale
 from transmla.convert.latent import LatentAttention
-from transmla.convert.layer import Target, complex_layer, compress_queries
+from transmla.convert.layer import complex_layer, compress_queries
 from transmla.convert.sizes import MLASizes
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 8
@@ -22,22 +22,23 @@ SLOTS = frequencies(HEAD_DIM)
 SIZES = MLASizes(kv_lora_rank=12, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8)
 PADDED = MLASizes(kv_lora_rank=20, qk_rope_head_dim=8, qk_nope_head_dim=14, v_head_dim=10)
 PORTABLE, QUANTIZABLE = NORMS["portable"], NORMS["quantizable"]
+WEIGHTS = random_weights(HEADS, KV_HEADS, HEAD_DIM)
 BOUND = 3.0 * math.sqrt(HIDDEN)
 
 
 @pytest.fixture(scope="module")
 def layer():
-    target = Target(SIZES.kv_lora_rank, SLOTS, SLOTS, folds=(1, 2, 4))
-    return complex_layer(random_weights(HEADS, KV_HEADS, HEAD_DIM), random_moments(HEADS), target)[0]
+    target = make_target(SIZES.kv_lora_rank, SLOTS, SLOTS, folds=(1, 2, 4))
+    return complex_layer(WEIGHTS, random_moments(WEIGHTS), target)[0]
 
 
 @pytest.fixture(scope="module")
 def compressed(layer):
-    return compress_queries(layer, random_moments(HEADS), rank=9)
+    return compress_queries(layer, random_moments(WEIGHTS), rank=9)
 
 
 def fold(layer, sizes=SIZES, norm=PORTABLE, *, residual=1.0, moment=None, bound=BOUND):
-    moment = random_moments(HEADS).uniform if moment is None else moment
+    moment = random_moments(WEIGHTS).uniform if moment is None else moment
     return fold_layer(layer, sizes, norm, input_moment=moment, input_bound=bound, residual=residual)
 
 

@@ -16,16 +16,20 @@ def randn(*shape, seed=0):
 
 QUERY, KEY, VALUE = (randn(BATCH, HEADS, TOKENS, HEAD_DIM, seed=seed) for seed in range(3))
 OUTPUT = randn(HEADS, HIDDEN, HEAD_DIM, seed=3)
+JOINT = randn(BATCH, TOKENS, 7, seed=4)
 
 
-def sums(query=QUERY, key=KEY, value=VALUE):
-    return attention_sums(query, key, value, OUTPUT.mT @ OUTPUT, scale=SCALE)
+def sums(query=QUERY, key=KEY, value=VALUE, joint=JOINT):
+    return attention_sums(query, key, value, OUTPUT.mT @ OUTPUT, joint, scale=SCALE, stride=2)
 
 
 def test_the_sums_are_loops_over_positions():
     token = torch.zeros(BATCH, TOKENS, dtype=torch.float64)
     mass = torch.zeros(HEADS, dtype=torch.float64)
     cost = torch.zeros(HEADS, TOKENS, dtype=torch.float64)
+    key_cost = torch.zeros(BATCH, HEADS, TOKENS, dtype=torch.float64)
+    query_cost = torch.zeros_like(key_cost)
+    pooled = torch.zeros(BATCH, HEADS, 2, 7, dtype=torch.float64)
     for b in range(BATCH):
         for h in range(HEADS):
             for i in range(TOKENS):
@@ -33,16 +37,21 @@ def test_the_sums_are_loops_over_positions():
                 total = sum(math.exp(logit) for logit in logits)
                 probabilities = [math.exp(logit) / total for logit in logits]
                 output = sum(p * VALUE[b, h, j] for j, p in enumerate(probabilities))
+                if i % 2:
+                    pooled[b, h, i // 2] = sum(p * JOINT[b, j] for j, p in enumerate(probabilities))
                 for j, p in enumerate(probabilities):
                     token[b, j] += p**2
                     mass[h] += p**2
-                    cost[h, i - j] += p**2 * (OUTPUT[h] @ (VALUE[b, h, j] - output)).norm() ** 2
-    for got, expected in zip(sums(), (token, mass, cost), strict=True):
+                    each = p**2 * (OUTPUT[h] @ (VALUE[b, h, j] - output)).norm() ** 2
+                    cost[h, i - j] += each
+                    key_cost[b, h, j] += each
+                    query_cost[b, h, i] += each
+    for got, expected in zip(sums(), (token, mass, cost, key_cost, query_cost, pooled), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)  # measured 2e-14
 
 
 def test_a_lone_token_attends_to_itself_at_no_cost():
-    alone = sums(*(x[:, :, :1] for x in (QUERY, KEY, VALUE)))
+    alone = sums(*(x[:, :, :1] for x in (QUERY, KEY, VALUE)), JOINT[:, :1])
     assert torch.equal(alone.token, torch.full((BATCH, 1), float(HEADS), dtype=torch.float64))
     assert torch.equal(alone.mass, torch.full((HEADS,), float(BATCH), dtype=torch.float64))
     assert alone.cost.max() < 1e-12  # measured 0
@@ -52,8 +61,9 @@ def test_a_cost_is_never_negative_and_the_inputs_stay_as_they_were():
     before = [x.clone() for x in (QUERY, KEY, VALUE, OUTPUT)]
     # Equal values cost nothing; in float32 the three terms of a square cancel to either side of zero.
     same = (100 * VALUE[:, :, :1]).expand_as(VALUE).float().contiguous()
-    cost = attention_sums(QUERY.float(), KEY.float(), same, (OUTPUT.mT @ OUTPUT).float(), scale=SCALE).cost
-    assert cost.min() >= 0
+    gram = (OUTPUT.mT @ OUTPUT).float()
+    found = attention_sums(QUERY.float(), KEY.float(), same, gram, JOINT.float(), scale=SCALE, stride=1)
+    assert min(found.cost.min(), found.key_cost.min(), found.query_cost.min()) >= 0
     assert all(torch.equal(a, b) for a, b in zip(before, (QUERY, KEY, VALUE, OUTPUT), strict=True))
 
 

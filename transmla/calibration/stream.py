@@ -6,7 +6,7 @@ watched from outside by hooks, so whatever the family does around it, its inputs
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,8 @@ class Attended(NamedTuple):
     key: Float[Tensor, "batch tokens keys"]
     value: Float[Tensor, "batch tokens keys"]
     output: Float[Tensor, "batch tokens hidden"]
+    residual: Float[Tensor, "batch tokens"]
+    """Mean square of the residual stream that the output has been added to."""
 
 
 class SourceStream:
@@ -46,6 +48,10 @@ class SourceStream:
         self._hidden = embedding[windows].to(device, dtype)
         positions = torch.arange(windows.shape[1], device=device).unsqueeze(0)
         self._rotary = skeleton.rotary(device)(self._hidden[:1], positions)
+
+    def fork(self) -> "ConvertedStream":
+        """Return a stream of its own that is now equal to this one."""
+        return ConvertedStream(self._spec, self._hidden.clone(), self._rotary, self._batch_size)
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
         """Lend decoder layer ``index`` holding ``tensors``, on the device and in the type of the stream."""
@@ -70,8 +76,50 @@ class SourceStream:
             hooks.append(attention.get_submodule(path).register_forward_hook(watch(name)))
         try:
             for batch in self._hidden[rows].split(self._batch_size):
-                batch.copy_(layer(batch, position_embeddings=self._rotary))
-                yield Attended(**seen)
+                after = layer(batch, position_embeddings=self._rotary)
+                residual = (batch + seen["output"]).float().square().mean(-1)
+                batch.copy_(after)
+                yield Attended(**seen, residual=residual)
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+class ConvertedStream:
+    """The residual stream of all windows where the layers below are converted: source layers with other attention."""
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        hidden: Float[Tensor, "windows tokens hidden"],
+        rotary: tuple[Tensor, Tensor],
+        batch_size: int,
+    ) -> None:
+        """Start from ``hidden``, which is kept up to date in place."""
+        self._spec, self._hidden, self._rotary, self._batch_size = spec, hidden, rotary, batch_size
+
+    @torch.no_grad()
+    def inputs(self, layer: nn.Module, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
+        """Return what the attention of the source layer ``layer`` would be given here."""
+        norm = layer.get_submodule(self._spec.family.input_norm.removesuffix(".weight"))
+        return torch.cat([norm(batch) for batch in self._hidden[rows].split(self._batch_size)])
+
+    @torch.no_grad()
+    def advance(self, layer: nn.Module, attend: Callable[[Tensor], Tensor]) -> None:
+        """Send all windows through ``layer`` with ``attend`` in the place of its attention."""
+        name, source = self._spec.family.attention, layer.get_submodule(self._spec.family.attention)
+        layer.set_submodule(name, _Attention(attend))
+        try:
+            for batch in self._hidden.split(self._batch_size):
+                batch.copy_(layer(batch, position_embeddings=self._rotary))
+        finally:
+            layer.set_submodule(name, source)
+
+
+class _Attention(nn.Module):
+    def __init__(self, attend: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._attend = attend
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return self._attend(hidden_states), None

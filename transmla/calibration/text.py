@@ -8,7 +8,7 @@ That is how perplexity on WikiText is usually measured, and it keeps every windo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,26 @@ def sample_windows(
         )
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     return pool[order[:num_windows]]
+
+
+def mixed_windows(
+    texts: Sequence[Iterable[str]], tokenizer: PreTrainedTokenizerBase, *, window: int, num_windows: int, seed: int
+) -> Int[Tensor, "windows window"]:
+    """Choose windows from several texts, an equal share from each, in random order.
+
+    Raises:
+        DataError: a text has fewer windows than its share.
+    """
+    shares = [len(range(start, num_windows, len(texts))) for start in range(len(texts))]
+    parts = [
+        sample_windows(text, tokenizer, window=window, num_windows=share, seed=seed)
+        for text, share in zip(texts, shares, strict=True)
+        if share
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    chosen = torch.cat(parts)
+    return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
 
 
 def _text_file(path: Path) -> Iterator[str]:

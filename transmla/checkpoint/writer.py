@@ -84,6 +84,18 @@ class CheckpointWriter:
             self._unsynced.add(path)
             self._missing.discard(name)
 
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Read back tensors that have been written, by this run or by the one that it resumes."""
+        tensors = {}
+        for name in names:
+            assert name not in self._missing, f"{name} has not been written"
+            shard, plan, offset = self._places[name]
+            with (self._folder / shard.file_name).open("rb") as file:
+                file.seek(offset)
+                data = bytearray(file.read(plan.nbytes))
+            tensors[name] = torch.frombuffer(data, dtype=plan.dtype).reshape(plan.shape)
+        return tensors
+
     def flush(self) -> None:
         """Wait until everything written so far is on the disk.
 

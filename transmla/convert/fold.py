@@ -91,6 +91,34 @@ def fold_layer(
     return tensors
 
 
+def unfold_layer(
+    tensors: Mapping[str, Tensor], sizes: MLASizes, norm: NeutralNorm, *, residual: float
+) -> LatentAttention:
+    """Read the plain factors back from what :func:`fold_layer` wrote; its padding stays, its query scale too."""
+    heads = tensors["kv_b_proj.weight"].shape[0] // (sizes.qk_nope_head_dim + sizes.v_head_dim)
+    key_rope = tensors["kv_a_proj_with_mqa.weight"][sizes.kv_lora_rank :]
+    up = tensors["kv_b_proj.weight"].unflatten(0, (heads, -1))
+    key_up, value_up = up.split([sizes.qk_nope_head_dim, sizes.v_head_dim], dim=1)
+    query = tensors["q_proj.weight" if sizes.q_lora_rank is None else "q_b_proj.weight"].unflatten(0, (heads, -1))
+    query_nope, query_rope = query.split([sizes.qk_nope_head_dim, sizes.qk_rope_head_dim], dim=1)
+    output = tensors["o_proj.weight"].unflatten(1, (heads, -1)).movedim(1, 0) / residual
+
+    def restored(down: str, weight: str) -> Tensor:
+        return tensors[down][: len(tensors[weight])] * (tensors[weight] / math.sqrt(norm.eps)).unsqueeze(-1)
+
+    return LatentAttention(
+        query_nope=query_nope,
+        query_rope=query_rope,
+        latent=restored("kv_a_proj_with_mqa.weight", "kv_a_layernorm.weight"),
+        key_rope=key_rope,
+        key_up=key_up,
+        value_up=value_up,
+        output=output,
+        softmax_scale=sizes.qk_head_dim**-0.5,
+        query_down=None if sizes.q_lora_rank is None else restored("q_a_proj.weight", "q_a_layernorm.weight"),
+    )
+
+
 def _neutralise(
     down: Float[Tensor, "rank hidden"], norm: NeutralNorm, moment: Float[Tensor, "hidden hidden"], bound: float
 ) -> tuple[Float[Tensor, "rank hidden"], Float[Tensor, " rank"]]:

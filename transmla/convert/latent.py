@@ -7,14 +7,18 @@
 Rotary rows are interleaved pairs, as in DeepSeek's code, and the softmax scale is still the source's.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from transmla.convert.sizes import MLASizes
 from transmla.linalg.low_rank import pad
+from transmla.linalg.rotary import rotate_interleaved
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,44 @@ class LatentAttention:
     def query(self) -> Float[Tensor, "heads query_dim query_in"]:
         """Non-rotary then rotary rows of each head, DeepSeek's order."""
         return torch.cat([self.query_nope, self.query_rope], dim=1)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "LatentAttention":
+        """Return the layer with every factor changed."""
+        changed: dict[str, Any] = {
+            field.name: change(factor)
+            for field in fields(self)
+            if isinstance(factor := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **changed)
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """All matrices of the layer."""
+        return [factor for field in fields(self) if isinstance(factor := getattr(self, field.name), Tensor)]
+
+    def heads_output(
+        self, inputs: Float[Tensor, "batch tokens hidden"], frequencies: Float[Tensor, " slot"]
+    ) -> Float[Tensor, "batch heads tokens value"]:
+        """Run causal attention up to what each head puts out, before ``output``, at positions 0, 1, 2, …"""
+        queried = inputs if self.query_down is None else inputs @ self.query_down.mT
+        rope = torch.einsum("btx,hdx->bhtd", queried, self.query_rope)
+        query = torch.cat(
+            [torch.einsum("btx,hdx->bhtd", queried, self.query_nope), rotate_interleaved(rope, frequencies)], dim=-1
+        )
+        latent = inputs @ self.latent.mT
+        slots = rotate_interleaved(inputs @ self.key_rope.mT, frequencies)
+        key = torch.cat(
+            [torch.einsum("btr,hdr->bhtd", latent, self.key_up), slots.unsqueeze(1).expand(-1, len(rope[0]), -1, -1)],
+            dim=-1,
+        )
+        value = torch.einsum("btr,hdr->bhtd", latent, self.value_up)
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)
+
+    def attend(
+        self, inputs: Float[Tensor, "batch tokens hidden"], frequencies: Float[Tensor, " slot"]
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Run causal attention: what the layer adds to the residual stream."""
+        return torch.einsum("bhtd,hxd->btx", self.heads_output(inputs, frequencies), self.output)
 
     def padded(self, sizes: MLASizes) -> "LatentAttention":
         """Pad with zeros up to ``sizes``; the function computed stays the same."""

@@ -2,7 +2,7 @@
 
 Three methods share the same steps, split the rotation, take the joint latent of what remains, put the heads together:
 
-- ``complex``: stages 0, 1 and 4 of ALGORITHM.md;
+- ``complex``: stages 1 to 4 of ALGORITHM.md;
 - ``rorope``: the published TransMLA method, the baseline;
 - ``exact``: no approximation at all, at the source's cache size.
 """
@@ -16,10 +16,15 @@ from torch import Tensor
 
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.convert.latent import LatentAttention
+from transmla.linalg.cache import CacheProblem
 from transmla.linalg.hermitian import sqrt_psd
-from transmla.linalg.low_rank import low_rank
+from transmla.linalg.low_rank import low_rank, pad
 from transmla.linalg.mixing import RotarySplit, identity_split, mix_heads, rotation_error
-from transmla.linalg.rotary import expected_rotation, from_pairs, interleave, to_pairs
+from transmla.linalg.rotary import as_real, expected_rotation, from_pairs, interleave, long_tail, to_pairs
+
+# Steps of L-BFGS from the eigenvectors to the least predicted cost, and what distances beyond the windows count.
+REFINE_STEPS = 20
+_TAIL = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,57 +35,97 @@ class Target:
         kv_lora_rank: numbers of the latent.
         slot_frequencies: frequency of each rotary slot, in radians per token.
         pair_frequencies: frequency of each rotary pair of the source.
-        folds: how many neighbouring frequencies may share slots.
+        folds: how many neighbouring frequencies may share slots, to start from.
+        context: longest distance, in tokens, at which a query may meet a key.
+        refine_steps: steps from the closed form towards the least predicted cost.
+        ridge: see :class:`CacheProblem`.
     """
 
     kv_lora_rank: int
     slot_frequencies: Float[Tensor, " slot"]
     pair_frequencies: Float[Tensor, " pair"]
     folds: tuple[int, ...]
+    context: int
+    refine_steps: int = REFINE_STEPS
+    ridge: float = 1e-5
 
 
 def complex_layer(weights: AttentionWeights, moments: Moments, target: Target) -> tuple[LatentAttention, int]:
-    """Convert by complex mixing, attention-weighted moments and the joint latent in the output metric.
+    """Choose what the cache holds, and how every head reads it, by what an error would do to the layer's output.
+
+    The functionals start from complex mixing of the heads (stages 1 and 2) and the joint latent of what remains
+    (stage 4). From there all of them move together to the least predicted cost, and each head's maps are the regression
+    on them (stage 3), see :mod:`transmla.linalg.cache`.
 
     Returns:
-        The layer, and the fold with the least predicted error.
+        The layer, and the fold at which it started.
     """
     weights = _double(weights)
+    scale = weights.key.shape[1] ** -0.5
+    distances, deltas = long_tail(moments.distances, context=target.context, share=_TAIL)
+    problem = CacheProblem(
+        keys=moments.keys,
+        values=moments.values,
+        queries=moments.queries * scale**2,
+        output_gram=weights.output_gram,
+        distances=distances,
+        deltas=deltas,
+        pair_frequencies=target.pair_frequencies,
+        slot_frequencies=target.slot_frequencies,
+        ridge=target.ridge,
+    )
+    start, fold = _start(weights, moments, target)
+    functionals = problem.refine(start, steps=target.refine_steps)
+    maps = problem.maps(functionals)
+    slots, latent = (functionals @ weights.joint).split([problem.rope, target.kv_lora_rank])
+    query = interleave(to_pairs(weights.query))
+    return LatentAttention(
+        query_nope=query,
+        query_rope=maps.slots.mT @ query,
+        latent=latent,
+        key_rope=slots,
+        key_up=maps.key_up,
+        value_up=maps.value_up,
+        output=weights.output,
+        softmax_scale=scale,
+    ), fold
+
+
+def _start(weights: AttentionWeights, moments: Moments, target: Target) -> tuple[Float64[Tensor, "cached joint"], int]:
+    """Return functionals of the stacked keys and values from eigenvectors alone, and the best fold."""
     query, key = to_pairs(weights.query), to_pairs(weights.key)
+    kv_heads = len(key)
     covariance = _covariance(key, moments.attended)
     # An error in a logit of head h costs spread_h at the layer's output.
     query_moment = (query @ moments.uniform.to(query.dtype) @ query.mH) * moments.spread[:, None, None]
-
-    def split_at(fold: int) -> RotarySplit:
-        metric = _per_group(query_moment, len(key))
-        return mix_heads(covariance, metric=metric, num_slots=len(target.slot_frequencies), fold=fold)
-
-    def predicted_error(split: RotarySplit) -> float:
-        return rotation_error(
-            split,
+    metric = _per_group(query_moment, kv_heads)
+    splits = {
+        fold: mix_heads(covariance, metric=metric, num_slots=len(target.slot_frequencies), fold=fold)
+        for fold in target.folds
+    }
+    fold = min(
+        splits,
+        key=lambda fold: rotation_error(
+            splits[fold],
             covariance,
             query_moment,
             distances=moments.distances,
             pair_frequencies=target.pair_frequencies,
             slot_frequencies=target.slot_frequencies,
-        ).item()
-
-    splits = {fold: split_at(fold) for fold in target.folds}
-    fold = min(splits, key=lambda fold: predicted_error(splits[fold]))
+        ).item(),
+    )
+    slots = as_real(splits[fold].down.flatten(1))
+    rest = torch.eye(slots.shape[1]).to(slots) - as_real(splits[fold].up.flatten(0, 1)) @ slots
     # Without its slot a pair still turns by ρ on average; the queries take that with them.
     rotation = expected_rotation(moments.distances, target.pair_frequencies)
-    rested = from_pairs(rotation.unsqueeze(-1) * query)
+    rested = interleave(rotation.unsqueeze(-1) * query)
     key_metric = rested @ moments.uniform @ rested.mT * (moments.spread / weights.key.shape[1])[:, None, None]
-    attention = _assemble(
-        weights,
-        splits[fold],
-        rotation,
-        moment=moments.attended,
-        key_metric=_per_group(key_metric, len(key)),
-        value_metric=_per_group(weights.output_gram * moments.mass[:, None, None], len(key)),
-        rank=target.kv_lora_rank,
-    )
-    return attention, fold
+    value_metric = weights.output_gram * moments.mass[:, None, None]
+    root = torch.block_diag(*sqrt_psd(_per_group(key_metric, kv_heads)), *sqrt_psd(_per_group(value_metric, kv_heads)))
+    joint = torch.block_diag(rest, torch.eye(slots.shape[1]).to(slots))
+    moment = weights.joint @ moments.attended @ weights.joint.T
+    latent = low_rank(joint, moment=moment, metric_root=root, rank=target.kv_lora_rank).down
+    return torch.cat([pad(slots, 1, joint.shape[1]), latent]), fold
 
 
 def rorope_layer(weights: AttentionWeights, moments: Moments, target: Target) -> tuple[LatentAttention, int]:
@@ -107,7 +152,6 @@ def rorope_layer(weights: AttentionWeights, moments: Moments, target: Target) ->
     attention = _assemble(
         weights,
         split,
-        torch.ones(len(weights.query), pairs).to(key),
         moment=moments.uniform,
         key_metric=identity * balance,
         value_metric=identity,
@@ -158,7 +202,6 @@ def compress_queries(layer: LatentAttention, moments: Moments, *, rank: int) -> 
 def _assemble(
     weights: AttentionWeights,
     split: RotarySplit,
-    rotation: Complex[Tensor, "heads pair"],
     *,
     moment: Float64[Tensor, "hidden hidden"],
     key_metric: Float64[Tensor, "kv_heads head_dim head_dim"],
@@ -170,7 +213,6 @@ def _assemble(
     Args:
         weights: the source layer.
         split: what the rotary slots carry.
-        rotation: factor on each head's queries where they meet keys without rotation.
         moment: second moment of the tokens that are attended.
         key_metric, value_metric: cost of an error in one head's remaining keys, and in its values.
         rank: numbers of the latent.
@@ -188,8 +230,7 @@ def _assemble(
         query_rope=_rotary_queries(to_pairs(weights.query), split),
         latent=factors.down,
         key_rope=interleave(slots),
-        # Re(ρ q · conj(k)) = Re(q · conj(conj(ρ) k)): the factor on the queries is folded into the keys' side.
-        key_up=from_pairs(rotation.conj().unsqueeze(-1) * to_pairs(key_up)),
+        key_up=key_up,
         value_up=value_up.repeat_interleave(groups, dim=0),
         output=weights.output,
         softmax_scale=head_dim**-0.5,

@@ -84,7 +84,7 @@ class ConversionPlan:
     @property
     def needs_text(self) -> bool:
         """Whether the layers are fitted to calibration text."""
-        return self.method != "exact" and self.request.calibration != "none"
+        return self.method != "exact" and self.request.calibration != ("none",)
 
     def layer_tensors(self, index: int) -> list[TensorPlan]:
         """Return the target's tensors of decoder layer ``index``."""
@@ -148,10 +148,14 @@ class ConversionPlan:
         spec, request = self.spec, self.request
         layer = 3 * sum(torch.Size(t.shape).numel() for t in self.layer_tensors(0))  # read, running, converted
         largest = max(torch.Size(shape).numel() for shape in self.skeleton.shapes.values())
-        moments = 2 * (2 * spec.hidden_size**2 + 6 * (2 * spec.key_size) ** 2)  # float64 counts twice
+        # Float64 counts twice; each head has a moment of its own, and the search for the least cost copies them.
+        each = spec.num_attention_heads + spec.num_key_value_heads
+        moments = 2 * (2 * spec.hidden_size**2 + 3 * each * spec.cache_numbers**2)
         if not self.needs_text:
             return 4 * max(layer + moments, 2 * largest)
-        stream = (request.num_windows + request.num_heldout_windows) * request.window * spec.hidden_size
+        # Two residual streams, and what one layer is given and should put out.
+        streams = 1 if self.method == "rorope" else 4
+        stream = streams * (request.num_windows + request.num_heldout_windows) * request.window * spec.hidden_size
         batch = request.batch_size * request.window * (3 * spec.intermediate_size + 6 * spec.hidden_size)
         scores = 4 * max(spec.num_attention_heads * request.window**2, 2**21)
         return 4 * (stream + max(layer + moments + batch + scores, 2 * largest))
@@ -227,15 +231,19 @@ def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -
 
 def _check_method(request: ConvertRequest, spec: AttentionSpec, method: str) -> None:
     if method == "exact":
-        for flag in ("q_lora_rank", "freq_fold", "calibration"):
-            if getattr(request, flag) not in (None, "none"):
+        for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps"):
+            if getattr(request, flag) not in (None, (), ("none",), 0):
                 raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
         return
-    if request.calibration is None:
+    if not request.calibration:
         raise UsageError(
             "The calibration text is missing: pass --calibration FILE or a hub data set, or --calibration none to "
             "convert from the weights alone, which loses far more quality."
         )
+    if "none" in request.calibration and len(request.calibration) > 1:
+        raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
+    if request.heal_steps and (method != "complex" or "none" in request.calibration):
+        raise UsageError("--heal-steps needs --method complex and a text to learn from: pass --calibration FILE.")
     if not can_approximate(spec):
         raise UnsupportedModelError(
             f"RoPE type {spec.rope_type!r} can be converted with --exact only for now: no plain rotary grid matches it."

@@ -15,20 +15,25 @@ class LayerReport(_Record):
     """One layer.
 
     Attributes:
-        relative_error: ‖converted − source‖ / ‖source‖ of the attention output, as stored, on held-out windows fed with
-            the source's inputs; ``None`` without text.
+        relative_error: ‖converted − source‖ / ‖source‖ of the attention output on held-out windows, as stored. The
+            converted attention is given what the converted layers below put out (rorope: what the source's do);
+            ``None`` without text.
+        error_before_refit: the same before W_O is refitted.
+        error_before_healing: the same before healing; ``None`` where nothing is healed.
         freq_fold: neighbouring frequencies that share rotary slots; ``None`` in exact mode.
     """
 
     layer: int
-    relative_error: float | None
+    relative_error: float | None = None
+    error_before_refit: float | None = None
+    error_before_healing: float | None = None
     freq_fold: int | None
 
 
 class CalibrationReport(_Record):
     """The text that was fitted on, and the windows that were held out."""
 
-    dataset: str
+    datasets: tuple[str, ...]
     num_windows: int
     num_heldout_windows: int
     window: int

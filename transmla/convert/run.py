@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 import transmla
-from transmla.calibration.text import load_tokenizer, open_documents, sample_windows
+from transmla.calibration.text import load_tokenizer, mixed_windows, open_documents
 from transmla.checkpoint.companions import copy_companions
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.writer import CheckpointWriter
@@ -51,7 +51,7 @@ def convert(
             writer.mark_written(tensor.name for tensor in plan.layer_tensors(layer.layer))
         with (progress or Silent()).task("Converting layers", plan.spec.num_hidden_layers) as advance:
             advance(len(layers))
-            for converted in walk_layers(plan, windows, start=len(layers)):
+            for converted in walk_layers(plan, windows, start=len(layers), read_stored=writer.read):
                 _write_layer(converted, plan, writer)
                 staging.journal.append(converted.report.model_dump())
                 layers.append(converted.report)
@@ -87,13 +87,13 @@ def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
         CheckpointError: there is no tokenizer, or not one that can be read.
     """
     request = plan.request
-    assert request.calibration is not None
+    assert request.calibration
     if request.window > plan.spec.max_position_embeddings:
         raise DataError(
             f"--window {request.window} is longer than the model's context of {plan.spec.max_position_embeddings}."
         )
-    windows = sample_windows(
-        open_documents(request.calibration, text_column=request.text_column),
+    windows = mixed_windows(
+        [open_documents(text, text_column=request.text_column) for text in request.calibration],
         load_tokenizer(plan.source),
         window=request.window,
         num_windows=request.num_windows + request.num_heldout_windows,
@@ -126,7 +126,7 @@ def _calibration_report(plan: ConversionPlan, windows: Tensor | None) -> Calibra
         return None
     request = plan.request
     return CalibrationReport(
-        dataset=str(request.calibration),
+        datasets=request.calibration,
         num_windows=request.num_windows,
         num_heldout_windows=request.num_heldout_windows,
         window=request.window,

@@ -1,22 +1,24 @@
 """Layer by layer: calibrate, convert, measure. One source layer and one converted layer are in memory at a time."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from transmla.arch.skeleton import Skeleton
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
-from transmla.calibration.stream import Attended, SourceStream
-from transmla.convert.fold import fold_layer
+from transmla.calibration.stream import SourceStream
+from transmla.convert.fold import fold_layer, unfold_layer
+from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
 from transmla.convert.layer import Target, complex_layer, compress_queries, exact_layer, rorope_layer
 from transmla.convert.plan import ConversionPlan
+from transmla.convert.refit import refit_output
 from transmla.convert.report import LayerReport
-from transmla.convert.target import load_target, target_frequencies
+from transmla.convert.target import target_frequencies
+from transmla.convert.teacher import Lesson, relative_error
 from transmla.device import trim_memory
 
 _METHODS = {"complex": complex_layer, "rorope": rorope_layer}
@@ -31,12 +33,16 @@ class ConvertedLayer:
 
 
 def walk_layers(
-    plan: ConversionPlan, windows: Int[Tensor, "windows tokens"] | None, *, start: int = 0
+    plan: ConversionPlan,
+    windows: Int[Tensor, "windows tokens"] | None,
+    *,
+    start: int = 0,
+    read_stored: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
 ) -> Iterator[ConvertedLayer]:
     """Convert the layers from ``start`` on, in order.
 
     With text, the layers before ``start`` are run once more without being converted, so that a resumed run sees the
-    same activations as an undisturbed one.
+    same activations as an undisturbed one; ``read_stored`` gives their tensors as an earlier run has written them.
     """
     walk = _Walk(plan, windows)
     for index in range(plan.spec.num_hidden_layers):
@@ -44,19 +50,21 @@ def walk_layers(
         if index >= start:
             yield walk.convert(index)
         elif windows is not None:
-            walk.skip(index)
+            assert read_stored is not None, "layers that are skipped have been written before"
+            prefix = f"model.layers.{index}.self_attn."
+            names = [tensor.name for tensor in plan.layer_tensors(index) if tensor.name.startswith(prefix)]
+            walk.skip(index, {name.removeprefix(prefix): tensor for name, tensor in read_stored(names).items()})
 
 
 class _Walk:
-    """The state that goes from layer to layer: the residual stream of the source."""
+    """The state that goes from layer to layer: the residual streams of the source and of the converted layers."""
 
     def __init__(self, plan: ConversionPlan, windows: Int[Tensor, "windows tokens"] | None) -> None:
         self._plan = plan
         self._fit = slice(0, plan.request.num_windows)
         self._heldout = slice(plan.request.num_windows, None)
-        self._tokens = plan.request.window
-        self._target = Skeleton(load_target(plan.config))
-        self._stream = None
+        self._frequencies = target_frequencies(plan.spec, plan.sizes).to(plan.device)
+        self._stream = self._converted = None
         if windows is not None:
             embedding = plan.spec.family.embedding
             self._stream = SourceStream(
@@ -68,79 +76,130 @@ class _Walk:
                 dtype=getattr(torch, plan.request.compute_dtype),
                 batch_size=plan.request.batch_size,
             )
+            # The published method calibrates on the source's own activations.
+            self._converted = self._stream.fork() if plan.method == "complex" else None
 
-    def skip(self, index: int) -> None:
-        """Send the residual stream through a layer that has been converted before."""
+    def skip(self, index: int, stored: dict[str, Tensor]) -> None:
+        """Send the residual streams through a layer that has been converted before."""
         assert self._stream is not None
         with self._stream.layer(index, self._read(index)) as layer:
             # In the batches of `_observe`: the last bits of a product depend on how many rows it has.
             for rows in (self._fit, self._heldout):
                 for _ in self._stream.advance(layer, rows):
                     pass
+            if self._converted is not None:
+                self._advance_converted(layer, self._unfold(stored))
 
     def convert(self, index: int) -> ConvertedLayer:
-        """Convert one layer and move the residual stream past it."""
-        plan, source = self._plan, self._read(index)
+        """Convert one layer and move the residual streams past it."""
+        source = self._read(index)
         weights = self._attention_weights(source)
-        moments, heldout = self._observe(index, source, weights)
-        attention, fold = self._convert_attention(weights, moments)
-        gain = source[plan.spec.family.input_norm].abs().max().item()
+        if self._stream is None:
+            moments = Moments.from_weights(weights, window=self._plan.request.window)
+            attention, fold = self._convert_attention(weights, moments)
+            return self._finish(index, source, attention, moments, LayerReport(layer=index, freq_fold=fold))
+        with self._stream.layer(index, source) as layer:
+            moments, fit, heldout = self._observe(layer, weights)
+            attention, fold = self._convert_attention(weights, moments)
+            attention, errors = self._improve(index, attention.map(Tensor.float), fit, heldout)
+            report = LayerReport(layer=index, freq_fold=fold, **errors)
+            converted = self._finish(index, source, attention, moments, report)
+            # What is stored is what the layers above will meet, rounding included.
+            as_stored = self._unfold(self._attention_tensors(converted))
+            report = report.model_copy(update={"relative_error": self._error(as_stored, heldout)})
+            if self._converted is not None:
+                self._advance_converted(layer, as_stored)
+        return replace(converted, report=report)
+
+    def _observe(self, layer: nn.Module, weights: AttentionWeights) -> tuple[Moments, Lesson, Lesson]:
+        """Return the moments on the fitted windows, and what there is to learn on them and on the held-out ones."""
+        assert self._stream is not None
+        sums = MomentSums(weights, self._plan.spec, tokens=self._plan.request.window)
+        lessons = []
+        for rows in (self._fit, self._heldout):
+            inputs = None if self._converted is None else self._converted.inputs(layer, rows)
+            seen: list[Lesson] = []
+            for attended in self._stream.advance(layer, rows):
+                start = sum(len(lesson.inputs) for lesson in seen)
+                batch = attended.input if inputs is None else inputs[start : start + len(attended.input)]
+                if rows == self._fit:
+                    sums.add(attended, batch)
+                seen.append(Lesson(batch.float(), attended.output.float(), 1 / attended.residual))
+            lessons.append(Lesson.join(seen))
+        return sums.finish(), lessons[0], lessons[1]
+
+    def _improve(
+        self, index: int, attention: LatentAttention, fit: Lesson, heldout: Lesson
+    ) -> tuple[LatentAttention, dict[str, float]]:
+        """Refit and heal, and report the error on held-out windows before each."""
+        request = self._plan.request
+        if self._converted is None:
+            return attention, {}
+        errors = {"error_before_refit": self._error(attention, heldout)}
+        attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
+        if request.heal_steps:
+            errors["error_before_healing"] = self._error(attention, heldout)
+            attention = heal_layer(
+                attention,
+                fit,
+                self._frequencies,
+                steps=request.heal_steps,
+                batch_size=request.batch_size,
+                seed=request.seed + index,
+            )
+        return attention, errors
+
+    def _finish(
+        self,
+        index: int,
+        source: dict[str, Tensor],
+        attention: LatentAttention,
+        moments: Moments,
+        report: LayerReport,
+    ) -> ConvertedLayer:
+        """Write the factors in the target's format, beside the tensors that are no part of attention."""
+        plan = self._plan
         folded = fold_layer(
             attention,
             plan.sizes,
             plan.norm,
             input_moment=moments.uniform,
             # RMSNorm gives a vector of length sqrt(hidden_size) before its weight.
-            input_bound=gain * math.sqrt(plan.spec.hidden_size),
+            input_bound=source[plan.spec.family.input_norm].abs().max().item() * math.sqrt(plan.spec.hidden_size),
             residual=plan.residual,
         )
-        stored = {f"{plan.spec.family.attention}.{name}": tensor.to(plan.dtype) for name, tensor in folded.items()}
-        error = self._relative_error(index, stored, heldout) if heldout else None
-        return ConvertedLayer(
-            tensors=self._complete(index, stored, source),
-            report=LayerReport(layer=index, relative_error=error, freq_fold=fold),
-        )
-
-    def _observe(
-        self, index: int, source: dict[str, Tensor], weights: AttentionWeights
-    ) -> tuple[Moments, list[Attended]]:
-        """Return the moments on the fitted windows, and what the source's attention did on the held-out ones."""
-        if self._stream is None:
-            return Moments.from_weights(weights, window=self._tokens), []
-        sums = MomentSums(weights.output_gram, self._plan.spec, tokens=self._tokens)
-        with self._stream.layer(index, source) as layer:
-            for attended in self._stream.advance(layer, self._fit):
-                sums.add(attended)
-            heldout = list(self._stream.advance(layer, self._heldout))
-        return sums.finish(), heldout
-
-    def _relative_error(self, index: int, stored: dict[str, Tensor], heldout: list[Attended]) -> float:
-        """Run the stock DeepSeek-V3 attention with the tensors as stored, on the source's inputs."""
-        prefix = f"{self._plan.spec.family.attention}."
-        tensors = {name.removeprefix(prefix): tensor.float() for name, tensor in stored.items()}
-        device = self._plan.device
-        positions = torch.arange(self._tokens, device=device).unsqueeze(0)
-        rotary = self._target.rotary(device)(torch.empty(1, device=device), positions)
-        wrong = total = 0.0
-        with self._target.module(f"model.layers.{index}.self_attn", tensors) as attention, torch.no_grad():
-            for batch in heldout:
-                output, _ = attention(batch.input.float(), position_embeddings=rotary, attention_mask=None)
-                expected = batch.output.float() * self._plan.residual
-                wrong += (output - expected).square().sum().item()
-                total += expected.square().sum().item()
-        return math.sqrt(wrong / total) if total else 0.0
-
-    def _complete(self, index: int, attention: dict[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add the tensors that are no part of attention, under the target's names."""
-        writers = self._plan.spec.family.residual_writers
+        attention_tensors = {f"self_attn.{name}": tensor.to(plan.dtype) for name, tensor in folded.items()}
         tensors = {}
-        for planned in self._plan.layer_tensors(index):
+        for planned in plan.layer_tensors(index):
             local = planned.name.removeprefix(f"model.layers.{index}.")
-            if local in attention:
-                tensors[planned.name] = attention[local]
+            if local in attention_tensors:
+                tensors[planned.name] = attention_tensors[local]
             else:
-                tensors[planned.name] = self._plan.stored(source[local], residual=local in writers)
-        return tensors
+                tensors[planned.name] = plan.stored(source[local], residual=local in plan.spec.family.residual_writers)
+        return ConvertedLayer(tensors, report)
+
+    def _unfold(self, stored: dict[str, Tensor]) -> LatentAttention:
+        tensors = {name: tensor.to(self._plan.device, torch.float32) for name, tensor in stored.items()}
+        return unfold_layer(tensors, self._plan.sizes, self._plan.norm, residual=self._plan.residual)
+
+    @staticmethod
+    def _attention_tensors(converted: ConvertedLayer) -> dict[str, Tensor]:
+        return {
+            name.partition(".self_attn.")[2]: tensor
+            for name, tensor in converted.tensors.items()
+            if ".self_attn." in name
+        }
+
+    def _error(self, attention: LatentAttention, heldout: Lesson) -> float:
+        return relative_error(attention, heldout, self._frequencies, batch_size=self._plan.request.batch_size)
+
+    def _advance_converted(self, layer: nn.Module, attention: LatentAttention) -> None:
+        assert self._converted is not None
+
+        def attend(inputs: Tensor) -> Tensor:
+            return attention.attend(inputs.float(), self._frequencies).to(inputs.dtype)
+
+        self._converted.advance(layer, attend)
 
     def _read(self, index: int) -> dict[str, Tensor]:
         """Read a source layer in its storage type, named relative to the layer."""
@@ -162,9 +221,10 @@ class _Walk:
             return exact_layer(weights), None
         target = Target(
             kv_lora_rank=plan.sizes.kv_lora_rank,
-            slot_frequencies=target_frequencies(plan.spec, plan.sizes).to(plan.device),
+            slot_frequencies=self._frequencies,
             pair_frequencies=plan.spec.frequencies.double().to(plan.device),
             folds=plan.folds,
+            context=plan.spec.max_position_embeddings,
         )
         attention, fold = _METHODS[plan.method](weights, moments, target)
         if plan.sizes.q_lora_rank is not None:

@@ -15,17 +15,23 @@ from torch import Tensor
 
 
 class AttentionSums(NamedTuple):
-    """Sums over the queries i and keys j of a batch.
+    """Sums over the queries i and keys j of a batch; *cost* is p² ‖W_O^h (v_j − o_i)‖².
 
     Attributes:
         token: Σ p² over heads and queries, for each key.
         mass: Σ p² over queries and keys, for each head.
-        cost: Σ p² ‖W_O^h (v_j − o_i)‖² over all pairs at distance Δ = i − j, for each head.
+        cost: Σ cost over all pairs at distance Δ = i − j, for each head.
+        key_cost: Σ cost over queries, for each key.
+        query_cost: Σ cost over keys, for each query.
+        pooled: Σ_j p_ij y_j of every ``stride``-th query.
     """
 
     token: Float[Tensor, "batch tokens"]
     mass: Float[Tensor, " heads"]
     cost: Float[Tensor, "heads tokens"]
+    key_cost: Float[Tensor, "batch heads tokens"]
+    query_cost: Float[Tensor, "batch heads tokens"]
+    pooled: Float[Tensor, "batch heads some_tokens joint"]
 
 
 def attention_sums(
@@ -33,8 +39,10 @@ def attention_sums(
     key: Float[Tensor, "batch heads tokens head_dim"],
     value: Float[Tensor, "batch heads tokens head_dim"],
     output_gram: Float[Tensor, "heads head_dim head_dim"],
+    joint: Float[Tensor, "batch tokens joint"],
     *,
     scale: float,
+    stride: int,
 ) -> AttentionSums:
     """Run causal attention and sum what :class:`AttentionSums` names.
 
@@ -43,7 +51,9 @@ def attention_sums(
         key: rotated keys, repeated for the heads of a group.
         value: values, repeated likewise.
         output_gram: W_O^hᵀ W_O^h of each head.
+        joint: what is pooled, y.
         scale: factor on the logits before the softmax.
+        stride: pool for one query in so many; neighbours attend alike.
     """
     # The mask enters as the matrix to which the product is added, and ‖W_O (v_j − o_i)‖² = vᵀAv + oᵀAo − 2 oᵀAv (A the
     # Gram matrix) is one product of longer vectors: what costs here is not the arithmetic but each pass over i × j.
@@ -52,6 +62,7 @@ def attention_sums(
     logits = torch.baddbmm(mask, (query * scale).flatten(0, 1), key.flatten(0, 1).mT)
     probability = logits.softmax(dim=-1).unflatten(0, query.shape[:2])
     output = probability @ value
+    pooled = probability[:, :, stride // 2 :: stride] @ joint.unsqueeze(1)
     squared = probability.square_()
 
     moved = output @ output_gram
@@ -60,10 +71,17 @@ def attention_sums(
     one = torch.ones_like(value_length)
     by_query = torch.cat([-2 * moved, output_length, one], dim=-1)
     by_key = torch.cat([value, one, value_length], dim=-1)
-    cost = (by_query @ by_key.mT).mul_(squared)
+    # Rounding may take a cost below zero.
+    cost = (by_query @ by_key.mT).mul_(squared).clamp_min_(0)
     by_token = squared.sum(-2)
-    # Rounding may take a sum of costs below zero.
-    return AttentionSums(by_token.sum(1), by_token.sum((0, 2)), diagonal_sums(cost.sum(0)).clamp_min(0))
+    return AttentionSums(
+        token=by_token.sum(1),
+        mass=by_token.sum((0, 2)),
+        cost=diagonal_sums(cost.sum(0)),
+        key_cost=cost.sum(-2),
+        query_cost=cost.sum(-1),
+        pooled=pooled,
+    )
 
 
 def diagonal_sums(matrix: Float[Tensor, "heads tokens tokens"]) -> Float[Tensor, "heads tokens"]:

@@ -14,6 +14,12 @@ def sqrt_psd(matrix: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n
     return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mH
 
 
+def clamp_psd(matrix: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
+    """Return the nearest positive semi-definite matrix: a moment summed in float32 may miss that by rounding."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mH
+
+
 def leading_eigenvectors(
     matrix: Inexact[Tensor, "n n"], rank: int
 ) -> tuple[Inexact[Tensor, " rank"], Inexact[Tensor, "n rank"]]:

@@ -4,6 +4,8 @@ The rotate-half layout pairs dimension l with l + head_dim/2; read as one comple
 multiplication by exp(iθ·position), and a logit is ``Re Σ q·conj(k)·exp(iθΔ)`` with Δ the distance of query and key.
 """
 
+import math
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -22,6 +24,27 @@ def from_pairs(z: Complex[Tensor, "*batch pair hidden"]) -> Float[Tensor, "*batc
 def interleave(z: Complex[Tensor, "*batch slot hidden"]) -> Float[Tensor, "*batch rope hidden"]:
     """Write complex slots as DeepSeek's interleaved rows: real, imaginary, real, imaginary, …"""
     return torch.stack([z.real, z.imag], dim=-2).flatten(-3, -2)
+
+
+def as_real(matrix: Complex[Tensor, "*batch out in"]) -> Float[Tensor, "*batch out2 in2"]:
+    """Write a complex matrix as the real one that acts on interleaved pairs: a + ib becomes [[a, −b], [b, a]]."""
+    return torch.stack([interleave(matrix), interleave(1j * matrix)], dim=-1).flatten(-2)
+
+
+def long_tail(
+    distances: Float[Tensor, "heads distance"], *, context: int, share: float, points: int = 96
+) -> tuple[Float[Tensor, "heads longer"], Float[Tensor, " longer"]]:
+    """Add distances that calibration windows are too short to show, uniform in their logarithm up to ``context``.
+
+    A map that is fitted without them is free to do anything there. Returns the probabilities, and the distances.
+    """
+    window = distances.shape[-1]
+    near = torch.arange(window).to(distances)
+    if context <= window:
+        return distances, near
+    far = torch.logspace(math.log10(window), math.log10(context), points).to(distances)
+    tail = distances.new_full((len(distances), points), share / points)
+    return torch.cat([(1 - share) * distances, tail], dim=-1), torch.cat([near, far])
 
 
 def expected_rotation(
@@ -56,3 +79,12 @@ def rotate(
     cos, sin = angle.cos(), angle.sin()
     real, imaginary = x.chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+
+
+def rotate_interleaved(
+    x: Float[Tensor, "*batch tokens rope"], frequencies: Float[Tensor, " slot"]
+) -> Float[Tensor, "*batch tokens rope"]:
+    """Apply RoPE in DeepSeek's interleaved layout to tokens at positions 0, 1, 2, …"""
+    pairs = x.unflatten(-1, (-1, 2))
+    rotated = rotate(torch.cat([pairs[..., 0], pairs[..., 1]], dim=-1), frequencies)
+    return torch.stack(rotated.chunk(2, dim=-1), dim=-1).flatten(-2)

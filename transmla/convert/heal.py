@@ -1,0 +1,93 @@
+"""Stage 6: a few hundred steps of Adam on all factors of one layer, with nothing but that layer in memory.
+
+The factors are trained in their plain scale; the tiny rows that neutralise the latent norm are written afterwards.
+Each factor's steps are in proportion to its own size, so that one learning rate suits all of them, and all layers.
+A tenth of the windows is held back: the layer that did best on them is kept, be it the one that came in.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transmla.convert.latent import LatentAttention
+from transmla.convert.teacher import Lesson
+
+LEARNING_RATE = 2e-2
+_WARMUP = 10
+_FLOOR = 0.03
+
+
+def heal_layer(
+    layer: LatentAttention,
+    lesson: Lesson,
+    frequencies: Float[Tensor, " slot"],
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> LatentAttention:
+    """Train all factors towards the lesson; the same seed gives the same factors.
+
+    Args:
+        layer: plain factors; not changed.
+        lesson: windows to train on; a tenth of them decides whether training has helped.
+        frequencies: of the rotary slots.
+        steps: updates, each on ``batch_size`` windows.
+        batch_size: windows per update.
+        seed: of the order of the windows.
+    """
+    held_back = max(1, len(lesson.inputs) // 10)
+    judge, lesson = _rows(lesson, slice(0, held_back)), _rows(lesson, slice(held_back, None))
+    if steps == 0 or len(lesson.inputs) == 0:
+        return layer
+    healed = layer.map(lambda factor: factor.detach().clone().requires_grad_())
+    groups = [
+        {"params": [factor], "lr": LEARNING_RATE * factor.detach().square().mean().sqrt().item()}
+        for factor in healed.factors
+    ]
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, steps))
+    order = _Shuffled(len(lesson.inputs), seed)
+    with torch.enable_grad():
+        for _ in range(steps):
+            batch = _rows(lesson, order.take(batch_size))
+            optimiser.zero_grad()
+            batch.loss(healed, frequencies).backward()
+            optimiser.step()
+            schedule.step()
+    healed = healed.map(Tensor.detach)
+    return min((healed, layer), key=lambda candidate: _judged(candidate, judge, frequencies, batch_size))
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warm up, then follow half a cosine down to a small floor."""
+    return min(1, (step + 1) / _WARMUP) * (_FLOOR + (1 - _FLOOR) * (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+@torch.no_grad()
+def _judged(layer: LatentAttention, judge: Lesson, frequencies: Tensor, batch_size: int) -> float:
+    losses = [batch.loss(layer, frequencies).item() * len(batch.inputs) for batch in judge.batches(batch_size)]
+    loss = sum(losses)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _rows(lesson: Lesson, rows: slice | Tensor) -> Lesson:
+    return Lesson(lesson.inputs[rows], lesson.outputs[rows], lesson.weights[rows])
+
+
+class _Shuffled:
+    """Windows in an order that is drawn anew for each pass."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._generator = count, torch.Generator().manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def take(self, size: int) -> Tensor:
+        """Return the next ``size`` window numbers, or all there are."""
+        size = min(size, self._count)
+        if len(self._order) < size:
+            self._order = torch.randperm(self._count, generator=self._generator)
+        rows, self._order = self._order[:size], self._order[size:]
+        return rows

@@ -1,0 +1,61 @@
+"""What a converted layer should do: the source's attention output, on the inputs that the layer will really have.
+
+The layers below are converted already, so a layer is fitted on *their* outputs towards what the source's attention puts
+out for the same tokens (ALGORITHM.md, stage 5).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transmla.convert.latent import LatentAttention
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Windows to learn from, or to be judged on.
+
+    Attributes:
+        inputs: of the converted attention, behind its input norm.
+        outputs: of the source's attention.
+        weights: what a squared error counts at each token: one over the mean square of the residual stream that
+            attention adds to, for that is what the next norm divides by.
+    """
+
+    inputs: Float[Tensor, "windows tokens hidden"]
+    outputs: Float[Tensor, "windows tokens hidden"]
+    weights: Float[Tensor, "windows tokens"]
+
+    @classmethod
+    def join(cls, batches: Sequence["Lesson"]) -> "Lesson":
+        """Put batches of windows together."""
+        return cls(
+            inputs=torch.cat([batch.inputs for batch in batches]),
+            outputs=torch.cat([batch.outputs for batch in batches]),
+            weights=torch.cat([batch.weights for batch in batches]),
+        )
+
+    def batches(self, size: int) -> Iterator["Lesson"]:
+        """Cut into batches of windows."""
+        parts = zip(self.inputs.split(size), self.outputs.split(size), self.weights.split(size), strict=True)
+        return (Lesson(*part) for part in parts)
+
+    def loss(self, layer: LatentAttention, frequencies: Float[Tensor, " slot"]) -> Float[Tensor, ""]:
+        """Return the weighted squared error of ``layer``, as a share of the weighted square of the outputs."""
+        wrong = (layer.attend(self.inputs, frequencies) - self.outputs).square().sum(-1)
+        return (wrong * self.weights).sum() / (self.outputs.square().sum(-1) * self.weights).sum()
+
+
+@torch.no_grad()
+def relative_error(
+    layer: LatentAttention, lesson: Lesson, frequencies: Float[Tensor, " slot"], *, batch_size: int
+) -> float:
+    """Return ‖converted − source‖ / ‖source‖ of the attention output, every token alike."""
+    wrong = total = 0.0
+    for batch in lesson.batches(batch_size):
+        wrong += (layer.attend(batch.inputs, frequencies) - batch.outputs).square().sum().item()
+        total += batch.outputs.square().sum().item()
+    return (wrong / total) ** 0.5 if total else 0.0

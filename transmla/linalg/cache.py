@@ -1,0 +1,175 @@
+"""What a cache of a few numbers costs, once every linear map that reads it is at its best.
+
+A token caches ``F y``: ``y`` stacks the keys and values of all source heads, ``F`` holds the functionals, first those
+of the rotary slots, then those of the latent. Heads read the cache by linear maps, so for given ``F`` the best maps are
+regressions, and the cost that remains depends on ``F`` alone (variable projection, Golub and Pereyra 1973):
+
+- **Keys.** At distance Δ head h multiplies its query with ``R_θ(Δ) k``. From the cache it can rebuild what the features
+  ``[R_φ(Δ) κ, c, 1]`` predict of it, by one map for all distances: rotary and non-rotary parts are refitted together,
+  and the source's frequencies θ and the slots' φ need not have anything in common. The 1 is there because the softmax
+  does not see what all keys have in common. With ``T`` the second moment of keys and features, over tokens and
+  distances, the cost is ``tr(E[q qᵀ] (T_kk − T_kf T_ff⁻¹ T_fk))``.
+- **Values.** Head h puts out ``Σ_j p_ij v_j``, so what counts is the second moment of *pooled* tokens, and the cost is
+  that of predicting pooled values from pooled latents, measured at the layer's output.
+
+Tokens, distances and queries are taken as independent under the weights with which the moments were made. The source's
+rotary pairs and the slots are interleaved here: (real, imaginary), (real, imaginary), …
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class CacheMaps(NamedTuple):
+    """How each head reads the cache: keys ≈ ``slots`` κ rotated + ``key_up`` c, values ≈ ``value_up`` c."""
+
+    slots: Float[Tensor, "heads head_dim rope"]
+    key_up: Float[Tensor, "heads head_dim rank"]
+    value_up: Float[Tensor, "heads head_dim rank"]
+
+
+@dataclass(frozen=True, eq=False)
+class CacheProblem:
+    """The second moments that decide what a set of functionals costs.
+
+    Attributes:
+        keys: E[(y, 1) (y, 1)ᵀ] over tokens as errors in their logits count, for each key/value head.
+        values: E[ȳ ȳᵀ] of the pooled tokens of each query head.
+        queries: E[q qᵀ] of each head, times what a squared error in its logits costs.
+        output_gram: W_Oᵀ W_O of each head.
+        distances: distribution of the distance for each head.
+        deltas: the distances, in tokens.
+        pair_frequencies, slot_frequencies: of the source's pairs and of the slots, in radians per token.
+        ridge: share of a feature's own energy that is added before it is inverted; what lies below it is rounding.
+    """
+
+    keys: Float[Tensor, "kv_heads joint1 joint1"]
+    values: Float[Tensor, "heads joint joint"]
+    queries: Float[Tensor, "heads head_dim head_dim"]
+    output_gram: Float[Tensor, "heads head_dim head_dim"]
+    distances: Float[Tensor, "heads distance"]
+    deltas: Float[Tensor, " distance"]
+    pair_frequencies: Float[Tensor, " pair"]
+    slot_frequencies: Float[Tensor, " slot"]
+    ridge: float = 1e-5
+
+    @property
+    def rope(self) -> int:
+        """Functionals that belong to rotary slots."""
+        return 2 * len(self.slot_frequencies)
+
+    @cached_property
+    def _turns(self) -> Float[Tensor, "2 rotating distance"]:
+        """Cosine and sine of every rotating row at every distance; the key is Δ tokens *behind*, hence the sign."""
+        frequencies = torch.cat([self.pair_frequencies, self.slot_frequencies]).repeat_interleave(2)
+        angle = frequencies.to(self.deltas).unsqueeze(-1) * self.deltas
+        return torch.stack([angle.cos(), -angle.sin()])
+
+    @cached_property
+    def _turned_together(self) -> Float[Tensor, "heads 2 2 rotating rotating"]:
+        """E_Δ of the products of two rows' cosines and sines, for each head."""
+        return torch.einsum("hd,pad,qbd->hpqab", self.distances, self._turns, self._turns)
+
+    @cached_property
+    def _turned(self) -> Float[Tensor, "heads 2 rotating"]:
+        """E_Δ of the rows' cosines and sines, for each head."""
+        return torch.einsum("hd,pad->hpa", self.distances, self._turns)
+
+    def _key_moment(self, functionals: Float[Tensor, "cached joint"]) -> Float[Tensor, "heads features features"]:
+        """Return the moment of [k, κ, c, 1], the first two rotated, averaged over tokens and distances."""
+        heads, head_dim, _ = self.queries.shape
+        kv_heads, joint = len(self.keys), functionals.shape[1]
+        own = torch.eye(joint).to(functionals)[: kv_heads * head_dim].unflatten(0, (kv_heads, head_dim))
+        slots, latent = functionals.split([self.rope, len(functionals) - self.rope])
+        rotating = torch.cat([own, slots.expand(kv_heads, -1, -1)], dim=1)
+        rotating = torch.nn.functional.pad(torch.stack([rotating, quarter_turn(rotating)], dim=1), (0, 1))
+        resting = torch.block_diag(latent, latent.new_ones(1, 1))
+
+        groups = heads // kv_heads
+        both = torch.einsum("gpai,gij,gqbj->gpqab", rotating, self.keys, rotating).repeat_interleave(groups, dim=0)
+        across = torch.einsum("gpai,gij,bj->gpab", rotating, self.keys, resting).repeat_interleave(groups, dim=0)
+        still = torch.einsum("ai,gij,bj->gab", resting, self.keys, resting).repeat_interleave(groups, dim=0)
+        turning = torch.einsum("hpqab,hpqab->hab", self._turned_together, both)
+        crossing = torch.einsum("hpa,hpab->hab", self._turned, across)
+        return torch.cat([torch.cat([turning, crossing], dim=2), torch.cat([crossing.mT, still], dim=2)], dim=1)
+
+    def _regress_keys(self, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        head_dim = self.queries.shape[1]
+        moment = self._key_moment(functionals)
+        own, features = moment[:, :head_dim], moment[:, head_dim:]
+        return _regress(own[..., :head_dim], own[..., head_dim:], features[..., head_dim:], self.ridge)
+
+    def _regress_values(self, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        latent = functionals[self.rope :]
+        heads, head_dim, _ = self.queries.shape
+        kv_heads = len(self.keys)
+        group = torch.arange(heads, device=latent.device) // (heads // kv_heads)
+        rows = (kv_heads * head_dim + group.unsqueeze(-1) * head_dim) + torch.arange(head_dim, device=latent.device)
+        own = torch.eye(latent.shape[1]).to(latent)[rows]
+        pooled = self.values @ latent.mT
+        return _regress(own @ self.values @ own.mT, own @ pooled, latent @ pooled, self.ridge)
+
+    def cost(self, functionals: Float[Tensor, "cached joint"]) -> Float[Tensor, ""]:
+        """Return what the errors in keys and in values cost: squared error of the layer's output, per token."""
+        keys, _, _ = self._regress_keys(functionals)
+        values, _, _ = self._regress_values(functionals)
+        return (keys * self.queries).sum() + (values * self.output_gram).sum()
+
+    def maps(self, functionals: Float[Tensor, "cached joint"]) -> CacheMaps:
+        """Return each head's best way to read the cache."""
+        _, root, scaled = self._regress_keys(functionals)
+        keys = torch.linalg.solve_triangular(root.mT, scaled, upper=True).mT
+        _, root, scaled = self._regress_values(functionals)
+        values = torch.linalg.solve_triangular(root.mT, scaled, upper=True).mT
+        return CacheMaps(keys[..., : self.rope], keys[..., self.rope : -1], values)
+
+    def refine(self, functionals: Float[Tensor, "cached joint"], *, steps: int) -> Float[Tensor, "cached joint"]:
+        """Lower the cost by L-BFGS, starting from ``functionals``; it never ends higher than it began."""
+        first = self.cost(functionals)
+        # Where nothing is lost there is nothing to gain but rounding.
+        if steps == 0 or first <= 1e-9 * self.cost(torch.zeros_like(functionals)):
+            return functionals
+        # In coordinates in which tokens are white, and rows of unit length, all directions are of one size.
+        tiny = torch.finfo(functionals.dtype).tiny
+        keys, values = self.keys[:, :-1, :-1].mean(0), self.values.mean(0)
+        moment = keys / keys.trace().clamp_min(tiny) + values / values.trace().clamp_min(tiny)
+        energy, vectors = torch.linalg.eigh(moment)
+        energy = energy.clamp_min(1e-7 * energy[-1]).clamp_min(tiny).sqrt()
+        whiten, colour = (vectors * energy) @ vectors.mT, (vectors / energy) @ vectors.mT
+        start = torch.nn.functional.normalize(functionals @ whiten, dim=1)
+        free = start.clone().requires_grad_()
+        optimiser = torch.optim.LBFGS(
+            [free], max_iter=steps, max_eval=2 * steps, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def relative_cost() -> Tensor:
+            optimiser.zero_grad()
+            cost = self.cost(free @ colour) / first
+            cost.backward()
+            return cost
+
+        with torch.enable_grad():
+            optimiser.step(relative_cost)
+        refined = free.detach() @ colour
+        return refined if self.cost(refined) < first else functionals
+
+
+def quarter_turn(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch rows columns"]:
+    """Multiply interleaved complex rows by i: (real, imaginary) becomes (−imaginary, real)."""
+    pairs = rows.unflatten(-2, (-1, 2))
+    return torch.stack([-pairs[..., 1, :], pairs[..., 0, :]], dim=-2).flatten(-3, -2)
+
+
+def _regress(own: Tensor, cross: Tensor, features: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Schur complement own − cross features⁻¹ crossᵀ, with features = L Lᵀ also L and L⁻¹ crossᵀ."""
+    diagonal = features.diagonal(dim1=-2, dim2=-1)
+    # A feature that is always zero has no energy of its own: a little of the others' keeps the root real.
+    added = ridge * (diagonal + 1e-2 * diagonal.mean(-1, keepdim=True)) + torch.finfo(diagonal.dtype).tiny
+    root = torch.linalg.cholesky(features + torch.diag_embed(added))
+    scaled = torch.linalg.solve_triangular(root, cross.mT, upper=False)
+    return own - scaled.mT @ scaled, root, scaled
