@@ -141,7 +141,9 @@ class ConvertRequest(SourceRequest):
     seed: int = Field(0, ge=0, description="Seed of the choice of windows.")
 
     heal_steps: int = Field(
-        0, ge=0, description="Steps of Adam on each converted layer, towards the source's attention output."
+        0,
+        ge=0,
+        description="Steps of Adam for a converted layer, on average: early layers get more, late ones fewer.",
     )
 
     profile: Profile = Field(

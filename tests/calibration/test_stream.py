@@ -120,3 +120,35 @@ def test_the_embedding_stays_as_it_was(source, model, windows):
     before = model.model.embed_tokens.weight.detach().clone()
     run_layer(open_stream(source, model, windows), model, 0)
     assert torch.equal(model.model.embed_tokens.weight, before)
+
+
+def test_what_an_output_is_added_to_comes_along(source, model, windows, expected):
+    states, _, outputs = expected
+    stream = open_stream(source, model, windows)
+    residual = torch.cat([batch.residual for batch in run_layer(stream, model, 0)])
+    torch.testing.assert_close(residual, (states[0] + outputs[0]).square().mean(-1), rtol=1e-5, atol=0)
+
+
+def test_a_fork_with_the_source_s_own_attention_is_the_source(source, model, windows, expected):
+    states, inputs, _ = expected
+    stream = open_stream(source, model, windows)
+    fork = stream.fork()
+    for index in range(2):
+        with stream.layer(index, model.model.layers[index].state_dict()) as layer:
+            torch.testing.assert_close(fork.inputs(layer, slice(2, 6)), inputs[index][2:6], rtol=0, atol=1e-5)
+            own = layer.self_attn
+            fork.advance(layer, lambda x, own=own: own(x, position_embeddings=stream._rotary, attention_mask=None)[0])
+            assert layer.self_attn is own
+        torch.testing.assert_close(fork._hidden, states[index + 1], rtol=0, atol=1e-5)
+    assert torch.equal(stream._hidden, states[0])
+
+
+def test_a_fork_without_attention_adds_only_the_mlp(source, model, windows, expected):
+    states, _, _ = expected
+    stream = open_stream(source, model, windows)
+    fork, own = stream.fork(), model.model.layers[0]
+    with stream.layer(0, own.state_dict()) as layer:
+        fork.advance(layer, torch.zeros_like)
+    with torch.no_grad():
+        alone = states[0] + own.mlp(own.post_attention_layernorm(states[0]))
+    torch.testing.assert_close(fork._hidden, alone, rtol=0, atol=1e-5)

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error
-from transmla.convert.fold import NORMS, fold_layer, residual_scale
+from transmla.convert.fold import NORMS, fold_layer, residual_scale, unfold_layer
 from transmla.convert.latent import LatentAttention
 from transmla.convert.layer import complex_layer, compress_queries
 from transmla.convert.sizes import MLASizes
@@ -172,3 +172,16 @@ def test_tensors_have_the_stock_names_and_shapes(compressed, layer):
     shapes = {name: tuple(tensor.shape) for name, tensor in fold(compressed, PADDED).items()}
     queries = {"q_a_proj.weight": (9, HIDDEN), "q_a_layernorm.weight": (9,), "q_b_proj.weight": (HEADS * 22, 9)}
     assert shapes == {**common, **queries}
+
+
+@pytest.mark.parametrize("norm", [PORTABLE, QUANTIZABLE])
+@pytest.mark.parametrize("sizes", [SIZES, PADDED])
+@pytest.mark.parametrize("low_rank_queries", [False, True])
+def test_what_was_folded_unfolds_to_the_same_attention(request, norm, sizes, low_rank_queries):
+    layer = request.getfixturevalue("compressed" if low_rank_queries else "layer")
+    sizes = replace(sizes, q_lora_rank=9 if low_rank_queries else None)
+    unfolded = unfold_layer(fold(layer, sizes, norm, residual=0.3), sizes, norm, residual=0.3)
+    assert unfolded.latent.shape == (sizes.kv_lora_rank, HIDDEN)
+    x = randn(TOKENS, HIDDEN, seed=31)
+    error = relative_error(latent_attention(unfolded, x, SLOTS), latent_attention(layer, x, SLOTS))
+    assert error < 1e-12  # measured 1e-15

@@ -23,7 +23,8 @@ from transmla.convert.walk import walk_layers
 
 LAYERS = 3
 # Neither the fitted nor the held-out windows fill their last batch.
-FLAGS = "--kv-ratio 0.5 --num-windows 5 --num-heldout-windows 2 --batch-size 3 --window 40 --max-shard-size 100kB -q"
+FLAGS = "--kv-ratio 0.5 --num-windows 5 --num-heldout-windows 2 --batch-size 3 --window 40 --max-shard-size 100kB"
+FLAGS += " --heal-steps 2 -q"
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,14 @@ def walk_layers(
             walk.skip(index, {name.removeprefix(prefix): tensor for name, tensor in read_stored(names).items()})
 
 
+def healing_steps(mean: int, index: int, num_layers: int) -> int:
+    """Share the steps out: half as many again for the first layer as for the mean one, half as many for the last.
+
+    What an early layer gets wrong, all later ones are given; on SmolLM2 layers 1 to 4 cost most of all.
+    """
+    return round(mean * (1.5 - index / (num_layers - 1))) if num_layers > 1 else mean
+
+
 class _Walk:
     """The state that goes from layer to layer: the residual streams of the source and of the converted layers."""
 
@@ -143,7 +151,7 @@ class _Walk:
                 attention,
                 fit,
                 self._frequencies,
-                steps=request.heal_steps,
+                steps=healing_steps(request.heal_steps, index, self._plan.spec.num_hidden_layers),
                 batch_size=request.batch_size,
                 seed=request.seed + index,
             )
