@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Our method beside the TransMLA paper's at every FreqFold, so that the paper's can be read at its best one. The best is
-# picked on the very text it is judged by, which favours the paper's method; ours has nothing to pick.
-# Usage: scripts/compare_methods.sh [QK_ROPE_HEAD_DIM [KV_LORA_RANK [OUTPUT_DIR]]]
+# picked on the very text it is judged by, which favours the paper's method; ours has nothing to pick. With HEAL_STEPS also
+# ours healed, on twice as many windows, half of them from C4; then all are judged on C4, too.
+# Usage: scripts/compare_methods.sh [QK_ROPE_HEAD_DIM [KV_LORA_RANK [OUTPUT_DIR [HEAL_STEPS]]]]
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -10,6 +11,8 @@ rope="${1:-32}"
 rank="${2:-96}"
 output="${3:-compare-output}/$rope-$rank"
 gguf=SmolLM2-135M-Instruct.Q4_1.gguf
+heal_steps="${4:-0}"
+corpora=(wiki)
 converted=()
 
 step() { printf '\n==> %s\n' "$*" >&2; }
@@ -28,14 +31,21 @@ for fold in 2 4 8 16; do
     convert "rorope-fold-$fold" --method rorope --freq-fold "$fold"
 done
 convert ours
+if ((heal_steps)); then
+    convert ours-healed --calibration "$assets/c4-fit.txt" --num-windows 256 --heal-steps "$heal_steps"
+    corpora+=(c4)
+fi
 
-step "Measuring; the report goes to $output/report.json"
-transmla eval "$assets/smollm2" "${converted[@]}" --gguf-file "$gguf" \
-    --dataset "$assets/wiki-test.txt" --window 1024 --max-tokens 16384 --json >"$output/report.json"
-python - "$output/report.json" <<'PYTHON'
+for corpus in "${corpora[@]}"; do
+    report="$output/report-$corpus.json"
+    step "Measuring; the report goes to $report"
+    transmla eval "$assets/smollm2" "${converted[@]}" --gguf-file "$gguf" \
+        --dataset "$assets/$corpus-test.txt" --window 1024 --max-tokens 16384 --json >"$report"
+    python - "$report" <<'PYTHON'
 import pathlib, sys
 from rich.console import Console
 from transmla.cli.eval import report_table
 from transmla.evaluate.report import EvalReport
 Console().print(report_table(EvalReport.model_validate_json(pathlib.Path(sys.argv[1]).read_text())))
 PYTHON
+done

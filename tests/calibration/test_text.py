@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from transmla.calibration import text as text_module
-from transmla.calibration.text import consecutive_windows, open_documents, sample_windows
+from transmla.calibration.text import consecutive_windows, mixed_windows, open_documents, sample_windows
 from transmla.errors import DataError
 
 TEXT = "".join(f"Line {i}: the quick brown fox, counts {i * i} dogs.\n" + "\n" * (i % 3) for i in range(80))
@@ -195,6 +195,26 @@ def test_samples_are_distinct_windows_of_the_text(tokenizer):
     places = [every.index(window) for window in sample]
     assert len(set(places)) == 20
     assert places != sorted(places)
+
+
+def test_several_texts_share_the_windows_out_and_mix(tokenizer):
+    texts = [TEXT, TEXT.upper(), TEXT[::-1]]
+    every = [consecutive_windows([text], tokenizer, window=10).tolist() for text in texts]
+    mixed = mixed_windows([[text] for text in texts], tokenizer, window=10, num_windows=8, seed=3).tolist()
+    origin = [next(i for i, windows in enumerate(every) if window in windows) for window in mixed]
+    assert [origin.count(i) for i in range(3)] == [3, 3, 2]
+    assert origin != sorted(origin)
+    assert mixed == mixed_windows([[text] for text in texts], tokenizer, window=10, num_windows=8, seed=3).tolist()
+
+
+def test_one_text_alone_is_sampled_as_ever(tokenizer):
+    mixed = mixed_windows([[TEXT]], tokenizer, window=10, num_windows=8, seed=3)
+    assert torch.equal(mixed, sample_windows([TEXT], tokenizer, window=10, num_windows=8, seed=3))
+
+
+def test_each_text_must_hold_its_share(tokenizer):
+    with pytest.raises(DataError, match="; 20 windows are needed"):
+        mixed_windows([[TEXT], [TEXT[:300]]], tokenizer, window=10, num_windows=40, seed=3)
 
 
 def test_the_seed_decides(tokenizer):

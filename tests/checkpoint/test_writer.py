@@ -40,6 +40,7 @@ def test_round_trip(tmp_path_factory, specs, max_shard_size, seed):
     writer = CheckpointWriter(folder, shards)
     for name in reversed(tensors):
         writer.write({name: tensors[name]})
+        assert torch.equal(writer.read([name])[name], tensors[name])
     writer.finish()
 
     loaded = {}

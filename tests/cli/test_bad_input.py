@@ -385,3 +385,18 @@ def test_a_real_process(source, output, tmp_path):
     )
     assert (done.returncode, done.stdout) == (FAILURE, "")
     assert re.fullmatch(r"Error: There is no folder .*absent, and it is not a hub id such as org/name\.\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("flags", "calibration", "message"),
+    [
+        (("--heal-steps", "3", "--method", "rorope"), "text", "--heal-steps needs --method complex and a text"),
+        (("--heal-steps", "3"), "none", "--heal-steps needs --method complex and a text"),
+        (("--calibration", "none"), "text", "--calibration none means no text at all"),
+        (("--heal-steps", "-1"), "text", "--heal-steps: Input should be greater than or equal to 0"),
+        (("--calibration", "absent.txt"), "text", "There is no file absent.txt"),
+    ],
+)
+def test_healing_and_mixing_need_text(convert_refuses, calibration_text, flags, calibration, message):
+    code = FAILURE if "absent.txt" in flags else USAGE
+    convert_refuses(code, message, *flags, calibration=calibration_text if calibration == "text" else calibration)

@@ -102,7 +102,7 @@ def convert_and_keep(*args: Any, **choices: Any):
     fold = walk.fold_layer
 
     def kept(layer, *args, **kwargs):
-        factors.append(layer)
+        factors.append(layer.map(torch.Tensor.double))
         return fold(layer, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from transmla.linalg.rotary import expected_rotation, from_pairs, interleave, rope_frequencies, rotate, to_pairs
+from transmla.linalg.rotary import (
+    as_real,
+    expected_rotation,
+    from_pairs,
+    interleave,
+    long_tail,
+    rope_frequencies,
+    rotate,
+    rotate_interleaved,
+    to_pairs,
+)
 
 
 def randn(*shape, dtype=torch.float64, seed=0):
@@ -105,3 +115,28 @@ def test_the_grid_is_the_stock_models(dim, theta):
         assert math.isclose(frequency, theta ** (-2 * slot / dim), rel_tol=1e-14)
     # The stock model computes its grid in float32.
     torch.testing.assert_close(grid.float(), stock_rotary(dim, theta).inv_freq, rtol=1e-6, atol=0)  # measured 2e-7
+
+
+def test_a_real_matrix_does_to_interleaved_rows_what_the_complex_one_does_to_pairs():
+    matrix, z = torch.complex(*randn(2, 3, 4)), torch.complex(*randn(2, 4, 5, seed=1))
+    torch.testing.assert_close(as_real(matrix) @ interleave(z), interleave(matrix @ z), rtol=0, atol=1e-13)
+
+
+def test_interleaved_rotation_is_the_rotation_of_the_same_pairs():
+    frequencies = rope_frequencies(100.0, 8)
+    rows = randn(2, 7, 8)
+    halves = torch.cat([rows[..., 0::2], rows[..., 1::2]], dim=-1)
+    real, imaginary = rotate(halves, frequencies).chunk(2, dim=-1)
+    found = rotate_interleaved(rows, frequencies)
+    assert torch.equal(found[..., 0::2], real)
+    assert torch.equal(found[..., 1::2], imaginary)
+
+
+def test_a_long_tail_reaches_the_context_and_keeps_the_sum():
+    distances = randn(3, 10).softmax(-1)
+    longer, deltas = long_tail(distances, context=1000, share=0.2, points=5)
+    assert deltas[:10].tolist() == list(range(10))
+    assert deltas[10:].tolist() == pytest.approx([10 * 100 ** (i / 4) for i in range(5)], rel=1e-5)
+    torch.testing.assert_close(longer.sum(-1), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(longer[:, :10], 0.8 * distances)
+    assert torch.equal(long_tail(distances, context=10, share=0.2)[0], distances)

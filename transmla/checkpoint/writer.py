@@ -93,7 +93,9 @@ class CheckpointWriter:
             with (self._folder / shard.file_name).open("rb") as file:
                 file.seek(offset)
                 data = bytearray(file.read(plan.nbytes))
-            tensors[name] = torch.frombuffer(data, dtype=plan.dtype).reshape(plan.shape)
+            # PyTorch makes no tensor of an empty buffer.
+            flat = torch.frombuffer(data, dtype=plan.dtype) if data else torch.empty(0, dtype=plan.dtype)
+            tensors[name] = flat.reshape(plan.shape)
         return tensors
 
     def flush(self) -> None:

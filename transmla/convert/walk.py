@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
-from transmla.calibration.stream import SourceStream
+from transmla.calibration.stream import Attended, SourceStream
 from transmla.convert.fold import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
@@ -119,29 +119,38 @@ class _Walk:
                 self._advance_converted(layer, as_stored)
         return replace(converted, report=report)
 
-    def _observe(self, layer: nn.Module, weights: AttentionWeights) -> tuple[Moments, Lesson, Lesson]:
-        """Return the moments on the fitted windows, and what there is to learn on them and on the held-out ones."""
-        assert self._stream is not None
+    def _observe(self, layer: nn.Module, weights: AttentionWeights) -> tuple[Moments, Lesson | None, Lesson]:
+        """Return the moments on the fitted windows, and what there is to learn on them and on the held-out ones.
+
+        Without a converted stream nothing is learnt, and nothing but the moments is kept of the fitted windows.
+        """
         sums = MomentSums(weights, self._plan.spec, tokens=self._plan.request.window)
-        lessons = []
-        for rows in (self._fit, self._heldout):
-            inputs = None if self._converted is None else self._converted.inputs(layer, rows)
-            seen: list[Lesson] = []
-            for attended in self._stream.advance(layer, rows):
-                start = sum(len(lesson.inputs) for lesson in seen)
-                batch = attended.input if inputs is None else inputs[start : start + len(attended.input)]
-                if rows == self._fit:
-                    sums.add(attended, batch)
-                seen.append(Lesson(batch.float(), attended.output.float(), 1 / attended.residual))
-            lessons.append(Lesson.join(seen))
-        return sums.finish(), lessons[0], lessons[1]
+        fit = []
+        for attended, lesson in self._lessons(layer, self._fit):
+            sums.add(attended, lesson.inputs)
+            if self._converted is not None:
+                fit.append(lesson)
+        heldout = [lesson for _, lesson in self._lessons(layer, self._heldout)]
+        return sums.finish(), Lesson.join(fit) if fit else None, Lesson.join(heldout)
+
+    def _lessons(self, layer: nn.Module, rows: slice) -> Iterator[tuple[Attended, Lesson]]:
+        """Move the source's stream past ``layer``, and say what the converted layer should make of its own inputs."""
+        assert self._stream is not None
+        inputs = None if self._converted is None else self._converted.inputs(layer, rows)
+        done = 0
+        for attended in self._stream.advance(layer, rows):
+            batch = attended.input if inputs is None else inputs[done : done + len(attended.input)]
+            done += len(batch)
+            # A token without a residual stream is no reason to forget all others.
+            residual = attended.residual + 1e-6 * attended.residual.mean() + torch.finfo(torch.float32).tiny
+            yield attended, Lesson(batch.float(), attended.output.float(), 1 / residual)
 
     def _improve(
-        self, index: int, attention: LatentAttention, fit: Lesson, heldout: Lesson
+        self, index: int, attention: LatentAttention, fit: Lesson | None, heldout: Lesson
     ) -> tuple[LatentAttention, dict[str, float]]:
         """Refit and heal, and report the error on held-out windows before each."""
         request = self._plan.request
-        if self._converted is None:
+        if fit is None:
             return attention, {}
         errors = {"error_before_refit": self._error(attention, heldout)}
         attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)

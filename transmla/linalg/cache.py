@@ -131,8 +131,8 @@ class CacheProblem:
     def refine(self, functionals: Float[Tensor, "cached joint"], *, steps: int) -> Float[Tensor, "cached joint"]:
         """Lower the cost by L-BFGS, starting from ``functionals``; it never ends higher than it began."""
         first = self.cost(functionals)
-        # Where nothing is lost there is nothing to gain but rounding.
-        if steps == 0 or first <= 1e-9 * self.cost(torch.zeros_like(functionals)):
+        # Where no more is lost than what the ridge takes, there is nothing to gain but rounding.
+        if steps == 0 or first <= 2 * self.ridge * self.cost(torch.zeros_like(functionals)):
             return functionals
         # In coordinates in which tokens are white, and rows of unit length, all directions are of one size.
         tiny = torch.finfo(functionals.dtype).tiny
