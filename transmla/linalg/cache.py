@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -80,22 +80,57 @@ class CacheProblem:
         """E_Δ of the rows' cosines and sines, for each head."""
         return torch.einsum("hd,pad->hpa", self.distances, self._turns)
 
+    @cached_property
+    def _group(self) -> Int[Tensor, " heads"]:
+        """The key/value head of each query head."""
+        heads = torch.arange(len(self.queries), device=self.queries.device)
+        return heads // (len(self.queries) // len(self.keys))
+
+    @cached_property
+    def _own_keys(self) -> Float[Tensor, "kv_heads 2 2 head_dim head_dim"]:
+        """Moment of each head's own keys, as they are and after a quarter turn: no functional changes it."""
+        own = self._own_key_columns(self._own_key_columns(self.keys).mT).mT
+        return self._with_quarter_turn(self._with_quarter_turn(own).mT).mT
+
+    @cached_property
+    def _own_values(self) -> Float[Tensor, "heads head_dim head_dim"]:
+        return self._own_value_rows(self._own_value_rows(self.values).mT).mT
+
+    def _own_key_columns(self, products: Float[Tensor, "kv_heads *rows joint1"]) -> Float[Tensor, "kv_heads *rows d"]:
+        kv_heads, head_dim = len(self.keys), self.queries.shape[1]
+        every = products[..., : kv_heads * head_dim].unflatten(-1, (kv_heads, head_dim))
+        return every.diagonal(dim1=0, dim2=-2).movedim(-1, 0)
+
+    def _own_value_rows(self, products: Float[Tensor, "heads joint columns"]) -> Float[Tensor, "heads d columns"]:
+        kv_heads, head_dim = len(self.keys), self.queries.shape[1]
+        every = products[:, kv_heads * head_dim :].unflatten(1, (kv_heads, head_dim))
+        return every[torch.arange(len(every), device=every.device), self._group]
+
+    @staticmethod
+    def _with_quarter_turn(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch 2 rows columns"]:
+        return torch.stack([rows, quarter_turn(rows)], dim=-3)
+
     def _key_moment(self, functionals: Float[Tensor, "cached joint"]) -> Float[Tensor, "heads features features"]:
         """Return the moment of [k, κ, c, 1], the first two rotated, averaged over tokens and distances."""
-        heads, head_dim, _ = self.queries.shape
-        kv_heads, joint = len(self.keys), functionals.shape[1]
-        own = torch.eye(joint).to(functionals)[: kv_heads * head_dim].unflatten(0, (kv_heads, head_dim))
         slots, latent = functionals.split([self.rope, len(functionals) - self.rope])
-        rotating = torch.cat([own, slots.expand(kv_heads, -1, -1)], dim=1)
-        rotating = torch.nn.functional.pad(torch.stack([rotating, quarter_turn(rotating)], dim=1), (0, 1))
+        slots = torch.nn.functional.pad(self._with_quarter_turn(slots), (0, 1))
         resting = torch.block_diag(latent, latent.new_ones(1, 1))
+        # The only products with whole moments; all that follows is small.
+        by_slot = torch.einsum("psi,gij->gpsj", slots, self.keys)
+        by_resting = torch.einsum("ai,gij->gaj", resting, self.keys)
 
-        groups = heads // kv_heads
-        both = torch.einsum("gpai,gij,gqbj->gpqab", rotating, self.keys, rotating).repeat_interleave(groups, dim=0)
-        across = torch.einsum("gpai,gij,bj->gpab", rotating, self.keys, resting).repeat_interleave(groups, dim=0)
-        still = torch.einsum("ai,gij,bj->gab", resting, self.keys, resting).repeat_interleave(groups, dim=0)
-        turning = torch.einsum("hpqab,hpqab->hab", self._turned_together, both)
-        crossing = torch.einsum("hpa,hpab->hab", self._turned, across)
+        own_slot = self._with_quarter_turn(self._own_key_columns(by_slot).mT)
+        slot_own = own_slot.mT
+        slot_slot = torch.einsum("gpsj,qtj->gpqst", by_slot, slots)
+        both = torch.cat(
+            [torch.cat([self._own_keys, own_slot.transpose(1, 2)], dim=-1), torch.cat([slot_own, slot_slot], dim=-1)],
+            dim=-2,
+        )
+        own_resting = self._with_quarter_turn(self._own_key_columns(by_resting).mT)
+        across = torch.cat([own_resting, torch.einsum("gpsj,bj->gpsb", by_slot, resting)], dim=-2)
+        still = (by_resting @ resting.mT)[self._group]
+        turning = torch.einsum("hpqab,hpqab->hab", self._turned_together, both[self._group])
+        crossing = torch.einsum("hpa,hpab->hab", self._turned, across[self._group])
         return torch.cat([torch.cat([turning, crossing], dim=2), torch.cat([crossing.mT, still], dim=2)], dim=1)
 
     def _regress_keys(self, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,13 +141,8 @@ class CacheProblem:
 
     def _regress_values(self, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latent = functionals[self.rope :]
-        heads, head_dim, _ = self.queries.shape
-        kv_heads = len(self.keys)
-        group = torch.arange(heads, device=latent.device) // (heads // kv_heads)
-        rows = (kv_heads * head_dim + group.unsqueeze(-1) * head_dim) + torch.arange(head_dim, device=latent.device)
-        own = torch.eye(latent.shape[1]).to(latent)[rows]
         pooled = self.values @ latent.mT
-        return _regress(own @ self.values @ own.mT, own @ pooled, latent @ pooled, self.ridge)
+        return _regress(self._own_values, self._own_value_rows(pooled), latent @ pooled, self.ridge)
 
     def cost(self, functionals: Float[Tensor, "cached joint"]) -> Float[Tensor, ""]:
         """Return what the errors in keys and in values cost: squared error of the layer's output, per token."""
