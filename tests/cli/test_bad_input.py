@@ -388,15 +388,12 @@ def test_a_real_process(source, output, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "calibration", "message"),
+    ("flags", "message"),
     [
-        (("--heal-steps", "3", "--method", "rorope"), "text", "--heal-steps needs --method complex and a text"),
-        (("--heal-steps", "3"), "none", "--heal-steps needs --method complex and a text"),
-        (("--calibration", "none"), "text", "--calibration none means no text at all"),
-        (("--heal-steps", "-1"), "text", "--heal-steps: Input should be greater than or equal to 0"),
-        (("--calibration", "absent.txt"), "text", "There is no file absent.txt"),
+        (("--heal-steps", "3", "--method", "rorope"), "--heal-steps needs --method complex and a text"),
+        (("--calibration", "none"), "--calibration none means no text at all"),
+        (("--heal-steps", "-1"), "--heal-steps: Input should be greater than or equal to 0"),
     ],
 )
-def test_healing_and_mixing_need_text(convert_refuses, calibration_text, flags, calibration, message):
-    code = FAILURE if "absent.txt" in flags else USAGE
-    convert_refuses(code, message, *flags, calibration=calibration_text if calibration == "text" else calibration)
+def test_healing_and_mixing_need_text(convert_refuses, flags, message):
+    convert_refuses(USAGE, message, *flags)
