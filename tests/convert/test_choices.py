@@ -156,9 +156,9 @@ def test_padding_for_an_engine_changes_nothing(engine, nope, value, tmp_path, ca
     assert (plain[0].query_nope.shape[1], plain[0].value_up.shape[1]) == (32, 32)
     padded = read_config(tmp_path / "padded")
     assert (padded["qk_nope_head_dim"], padded["v_head_dim"]) == (nope, value)
-    ids = some_ids(1)
+    ids = some_ids(1)[0]
     expected = factor_logits(source, plain, plain_grid(padded), ids)
-    assert difference(logits(load(tmp_path / "padded"), ids), expected) < 1e-4  # measured 8e-6
+    assert difference(logits(load(tmp_path / "padded"), ids[None])[0], expected) < 1e-4  # measured 8e-6
 
 
 def test_shards_hold_what_one_file_holds(source, output, calibration_text, tmp_path):

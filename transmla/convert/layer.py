@@ -77,7 +77,7 @@ def complex_layer(weights: AttentionWeights, moments: Moments, target: Target) -
     start, fold = _start(weights, moments, target)
     functionals = problem.refine(start, steps=target.refine_steps)
     maps = problem.maps(functionals)
-    slots, latent = (functionals @ weights.joint).split([problem.rope, target.kv_lora_rank])
+    slots, latent = (functionals @ weights.joint).tensor_split([problem.rope])
     query = interleave(to_pairs(weights.query))
     return LatentAttention(
         query_nope=query,
@@ -124,7 +124,9 @@ def _start(weights: AttentionWeights, moments: Moments, target: Target) -> tuple
     root = torch.block_diag(*sqrt_psd(_per_group(key_metric, kv_heads)), *sqrt_psd(_per_group(value_metric, kv_heads)))
     joint = torch.block_diag(rest, torch.eye(slots.shape[1]).to(slots))
     moment = weights.joint @ moments.attended @ weights.joint.T
-    latent = low_rank(joint, moment=moment, metric_root=root, rank=target.kv_lora_rank).down
+    # A latent as large as all keys and values holds them all; an engine that wants more of it gets zeros.
+    rank = min(target.kv_lora_rank, len(joint))
+    latent = low_rank(joint, moment=moment, metric_root=root, rank=rank).down
     return torch.cat([pad(slots, 1, joint.shape[1]), latent]), fold
 
 
