@@ -52,7 +52,7 @@ def sums(weights, *batches, tokens=TOKENS):
 
 def attended(weights, batch):
     projected = [batch @ weight.flatten(0, 1).T for weight in (weights.query, weights.key, weights.value)]
-    return Attended(batch, *projected, output=torch.zeros_like(batch), residual=torch.ones(batch.shape[:2]))
+    return Attended(batch, *projected, output=torch.zeros_like(batch), residual=torch.ones_like(batch))
 
 
 def by_loops(projections, inputs):

@@ -217,9 +217,10 @@ class TestSizes:
         message = "llama.cpp cannot give every rotary slot its own frequency, which --exact needs"
         convert_refuses(USAGE, message, sizes=("--exact", "--engine", "llama.cpp"), calibration=None)
 
-    def test_scaled_rope(self, convert_refuses, source):
+    def test_rorope_of_scaled_rope(self, convert_refuses, source):
         change_config(source, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0})
-        convert_refuses(FAILURE, "RoPE type 'linear' can be converted with --exact only for now")
+        message = "--method rorope needs plain RoPE, found type 'linear': --method complex fits"
+        convert_refuses(USAGE, message, sizes=("--kv-ratio", "0.5", "--method", "rorope"))
 
 
 class TestText:

@@ -67,10 +67,10 @@ def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path):
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_dry_run_writes_nothing_and_reads_no_weights(cli, source, output, calibration_text, as_json, monkeypatch):
+def test_a_dry_run_writes_nothing_and_reads_no_weights(cli, source, output, as_json, monkeypatch):
     monkeypatch.setattr("transmla.checkpoint.reader.CheckpointReader.read", None)
     before = {path: path.stat().st_mtime_ns for path in source.iterdir()}
-    flags = ["--kv-ratio", "0.5", "--calibration", calibration_text, "--dry-run", *["--json"] * as_json]
+    flags = ["--kv-ratio", "0.5", "--calibration", "none", "--dry-run", *["--json"] * as_json]
     result = cli("convert", source, output, *flags)
     assert (result.exit_code, result.stderr) == (0, "")
     if as_json:
@@ -81,6 +81,17 @@ def test_a_dry_run_writes_nothing_and_reads_no_weights(cli, source, output, cali
         assert "64 → 32 numbers per token and layer (24 latent + 8 rotary)" in result.stdout
     assert not list(output.parent.iterdir())
     assert {path: path.stat().st_mtime_ns for path in source.iterdir()} == before
+
+
+def test_a_dry_run_with_text_predicts_what_the_sizes_cost(cli, source, output, calibration_text):
+    flags = ["--kv-ratio", "0.5", "--calibration", calibration_text, *FEW, "--dry-run", "-q"]
+    plan = PlanSummary.model_validate_json(cli("convert", source, output, *flags, "--json").stdout)
+    best = plan.predictions[0]
+    assert (plan.kv_lora_rank, plan.qk_rope_head_dim) == (best.kv_lora_rank, best.qk_rope_head_dim)
+    table = " ".join(cli("convert", source, output, *flags).stdout.split())
+    assert f"Predicted {best.kv_lora_rank} latent + {best.qk_rope_head_dim} rotary: error {best.error:.3g}" in table
+    assert len(plan.predictions) == 4
+    assert not list(output.parent.iterdir())
 
 
 def test_the_plan_foretells_the_size_of_the_output(cli, source, output):

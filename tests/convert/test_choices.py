@@ -26,7 +26,6 @@ from tests.convert.models import (
 from tests.factory import tiny_checkpoint
 from transmla.config import ConvertRequest
 from transmla.convert.run import convert
-from transmla.errors import UnsupportedModelError
 
 ROPE_TYPES = {
     "default": {"rope_type": "default", "rope_theta": 500000.0},
@@ -66,10 +65,23 @@ def test_exact_mode_repeats_every_frequency(rope, tmp_path, output):
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3"])
-def test_scaled_rope_is_exact_only(rope, tmp_path, output):
-    source = tiny_checkpoint(tmp_path / "source", rope_parameters=ROPE_TYPES[rope])
-    with pytest.raises(UnsupportedModelError, match=rf"RoPE type '{rope}' can be converted with --exact only for now"):
-        convert(asked(source, output, kv_ratio=0.5, calibration="none"))
+def test_scaled_rope_is_fitted_onto_a_plain_grid(rope, tmp_path, calibration_text):
+    source = tiny_checkpoint(tmp_path / "source", rope_parameters=ROPE_TYPES[rope], num_key_value_heads=2)
+    plain = tiny_checkpoint(
+        tmp_path / "plain", rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, num_key_value_heads=2
+    )
+    wanted, ids = logits(load(source), some_ids(tokens=64)), some_ids(tokens=64)
+    errors = []
+    # The same weights read as though nothing had been scaled are the floor: what a copied grid would give.
+    for model in (source, plain):
+        output = tmp_path / f"{model.name}-mla"
+        convert(asked(model, output, calibration_text, kv_lora_rank=48, qk_rope_head_dim=16))
+        converted = load(output)
+        torch.testing.assert_close(
+            converted.model.rotary_emb.inv_freq.double(), plain_grid(read_config(output)), rtol=1e-6, atol=0
+        )
+        errors.append((logits(converted, ids) - wanted).square().mean())
+    assert errors[0] < 0.7 * errors[1]  # measured 0.35 and 0.53
 
 
 @pytest.mark.parametrize(

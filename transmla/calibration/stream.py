@@ -24,8 +24,8 @@ class Attended(NamedTuple):
     key: Float[Tensor, "batch tokens keys"]
     value: Float[Tensor, "batch tokens keys"]
     output: Float[Tensor, "batch tokens hidden"]
-    residual: Float[Tensor, "batch tokens"]
-    """Mean square of the residual stream that the output has been added to."""
+    residual: Float[Tensor, "batch tokens hidden"]
+    """The residual stream with the output added to it."""
 
 
 class SourceStream:
@@ -77,7 +77,7 @@ class SourceStream:
         try:
             for batch in self._hidden[rows].split(self._batch_size):
                 after = layer(batch, position_embeddings=self._rotary)
-                residual = (batch + seen["output"]).float().square().mean(-1)
+                residual = batch + seen["output"]
                 batch.copy_(after)
                 yield Attended(**seen, residual=residual)
         finally:
@@ -97,6 +97,10 @@ class ConvertedStream:
     ) -> None:
         """Start from ``hidden``, which is kept up to date in place."""
         self._spec, self._hidden, self._rotary, self._batch_size = spec, hidden, rotary, batch_size
+
+    def hidden(self, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
+        """Return the residual stream in front of the next layer; :meth:`advance` changes it in place."""
+        return self._hidden[rows]
 
     @torch.no_grad()
     def inputs(self, layer: nn.Module, rows: slice) -> Float[Tensor, "windows tokens hidden"]:

@@ -42,7 +42,9 @@ def convert_model(
     device: Annotated[str | None, typer.Option(help=_help("device"))] = None,
     max_shard_size: Annotated[str | None, typer.Option(help=_help("max_shard_size"))] = None,
     config: Annotated[Path | None, typer.Option(help="YAML recipe; flags win over it.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: read headers, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Stop at the plan; with text, predict errors first.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same request.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT_DIR when complete.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the report as JSON.")] = False,
@@ -58,12 +60,11 @@ def convert_model(
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
     from transmla.cli.plan_view import plan_table, report_table
-    from transmla.convert.plan import plan_conversion
-    from transmla.convert.run import convert
+    from transmla.convert.run import convert, prepare
 
     progress = choose_progress(quiet=quiet)
     if dry_run:
-        plan = plan_conversion(request, overwrite=overwrite)
+        plan, _ = prepare(request, progress=progress, overwrite=overwrite)
         print(plan.summary.model_dump_json(indent=2)) if as_json else Console().print(plan_table(plan.summary))
         return
     report = convert(request, progress=progress, resume=resume, overwrite=overwrite)

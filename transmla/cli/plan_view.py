@@ -35,6 +35,12 @@ def plan_table(plan: PlanSummary) -> Table:
     }
     for name, value in rows.items():
         table.add_row(name, value)
+    for prediction in plan.predictions:
+        table.add_row(
+            "Predicted" if prediction == plan.predictions[0] else "",
+            f"{prediction.kv_lora_rank} latent + {prediction.qk_rope_head_dim} rotary: "
+            f"error {prediction.error:.3g} of the residual stream, for a mean layer",
+        )
     return table
 
 

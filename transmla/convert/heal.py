@@ -54,7 +54,10 @@ def heal_layer(
         for _ in range(steps):
             batch = _rows(lesson, order.take(batch_size))
             optimiser.zero_grad()
-            batch.loss(healed, frequencies).backward()
+            # Half precision where there are units for it: its rounding is far below what a step moves.
+            with torch.autocast(lesson.inputs.device.type, torch.bfloat16):
+                loss = batch.loss(healed, frequencies)
+            loss.backward()
             optimiser.step()
             schedule.step()
     healed = healed.map(Tensor.detach)

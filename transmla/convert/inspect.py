@@ -12,7 +12,7 @@ from transmla.checkpoint.reader import check_headers
 from transmla.checkpoint.source import open_source, remote_headers
 from transmla.config import ConvertRequest, InspectRequest, flag_name
 from transmla.convert.engines import ENGINES
-from transmla.convert.plan import can_approximate, engines_for, expected_shapes
+from transmla.convert.plan import engines_for, expected_shapes
 from transmla.convert.sizes import choose_sizes
 from transmla.errors import UsageError
 
@@ -102,10 +102,9 @@ def inspect(request: InspectRequest) -> Inspection:
 def _candidates(spec: AttentionSpec, token_bytes: int, context: int) -> Iterator[Candidate]:
     """Try the exact mode, common ratios, and the sizes that single engines insist on."""
     ways: list[dict[str, Any]] = [{"exact": True}]
-    if can_approximate(spec):
-        ways += [{"kv_ratio": ratio} for ratio in _RATIOS]
-        fixed = sorted({(name, cache) for name, engine in ENGINES.items() for cache in engine.caches})
-        ways += [{"engine": (name,), "kv_lora_rank": rank, "qk_rope_head_dim": rope} for name, (rank, rope) in fixed]
+    ways += [{"kv_ratio": ratio} for ratio in _RATIOS]
+    fixed = sorted({(name, cache) for name, engine in ENGINES.items() for cache in engine.caches})
+    ways += [{"engine": (name,), "kv_lora_rank": rank, "qk_rope_head_dim": rope} for name, (rank, rope) in fixed]
     for way in ways:
         request = ConvertRequest(model="", output_dir=Path(), **way)
         try:

@@ -80,7 +80,10 @@ class LatentAttention:
             dim=-1,
         )
         value = torch.einsum("btr,hdr->bhtd", latent, self.value_up)
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)
+        # The fast kernels want values as wide as keys.
+        size = value.shape[-1]
+        value = pad(value, -1, max(size, key.shape[-1]))
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)[..., :size]
 
     def attend(
         self, inputs: Float[Tensor, "batch tokens hidden"], frequencies: Float[Tensor, " slot"]

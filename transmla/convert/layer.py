@@ -61,19 +61,7 @@ def complex_layer(weights: AttentionWeights, moments: Moments, target: Target) -
         The layer, and the fold at which it started.
     """
     weights = _double(weights)
-    scale = weights.key.shape[1] ** -0.5
-    distances, deltas = long_tail(moments.distances, context=target.context, share=_TAIL)
-    problem = CacheProblem(
-        keys=moments.keys,
-        values=moments.values,
-        queries=moments.queries * scale**2,
-        output_gram=weights.output_gram,
-        distances=distances,
-        deltas=deltas,
-        pair_frequencies=target.pair_frequencies,
-        slot_frequencies=target.slot_frequencies,
-        ridge=target.ridge,
-    )
+    problem = _cache_problem(weights, moments, target)
     start, fold = _start(weights, moments, target)
     functionals = problem.refine(start, steps=target.refine_steps)
     maps = problem.maps(functionals)
@@ -87,8 +75,31 @@ def complex_layer(weights: AttentionWeights, moments: Moments, target: Target) -
         key_up=maps.key_up,
         value_up=maps.value_up,
         output=weights.output,
-        softmax_scale=scale,
+        softmax_scale=weights.key.shape[1] ** -0.5,
     ), fold
+
+
+def predicted_cost(weights: AttentionWeights, moments: Moments, target: Target) -> float:
+    """Predict the squared error of the output of :func:`complex_layer`'s layer, per token, without making it."""
+    weights = _double(weights)
+    problem = _cache_problem(weights, moments, target)
+    start, _ = _start(weights, moments, target)
+    return problem.cost(problem.refine(start, steps=target.refine_steps)).item()
+
+
+def _cache_problem(weights: AttentionWeights, moments: Moments, target: Target) -> CacheProblem:
+    distances, deltas = long_tail(moments.distances, context=target.context, share=_TAIL)
+    return CacheProblem(
+        keys=moments.keys,
+        values=moments.values,
+        queries=moments.queries / weights.key.shape[1],
+        output_gram=weights.output_gram,
+        distances=distances,
+        deltas=deltas,
+        pair_frequencies=target.pair_frequencies,
+        slot_frequencies=target.slot_frequencies,
+        ridge=target.ridge,
+    )
 
 
 def _start(weights: AttentionWeights, moments: Moments, target: Target) -> tuple[Float64[Tensor, "cached joint"], int]:

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 from transformers import PretrainedConfig
 
 import transmla
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
+from transmla.calibration.moments import AttentionWeights
+from transmla.calibration.stream import SourceStream
 from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
@@ -20,12 +24,27 @@ from transmla.checkpoint.source import Source, open_source
 from transmla.config import ConvertRequest
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
+from transmla.convert.layer import Target
 from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine, freq_folds
-from transmla.convert.target import load_target, target_config
+from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
-from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
+from transmla.errors import CheckpointError, UsageError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Prediction(BaseModel):
+    """What a split of the cache is predicted to cost.
+
+    Attributes:
+        error: root of the mean over the layers of ‖error of the attention output‖² / ‖residual stream‖².
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    error: float
 
 
 class PlanSummary(BaseModel):
@@ -52,6 +71,7 @@ class PlanSummary(BaseModel):
     output_bytes: int
     peak_memory_bytes: int
     engines: tuple[str, ...]
+    predictions: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +83,7 @@ class ConversionPlan:
         folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
         residual: factor on everything that is added to the residual stream.
         config: the target's config.json.
+        predictions: of the splits that were compared, where there was text to compare them on.
     """
 
     request: ConvertRequest
@@ -80,11 +101,49 @@ class ConversionPlan:
     dtype: torch.dtype
     config: dict[str, Any]
     shards: tuple[ShardPlan, ...]
+    predictions: tuple[Prediction, ...] = ()
 
     @property
     def needs_text(self) -> bool:
         """Whether the layers are fitted to calibration text."""
         return self.method != "exact" and self.request.calibration != ("none",)
+
+    def read_layer(self, index: int) -> dict[str, Tensor]:
+        """Read a source layer in its storage type, named relative to the layer."""
+        prefix = self.spec.layer_prefix(index)
+        names = [name for name in self.skeleton.shapes if name.startswith(prefix)]
+        return {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
+
+    def attention_weights(self, layer: Mapping[str, Tensor]) -> AttentionWeights:
+        """Take the attention of a layer that was read, in float32 on the device."""
+        projections = {
+            name: layer[f"{self.spec.family.attention}.{name}.weight"].to(self.device, torch.float32)
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        }
+        return AttentionWeights.from_projections(self.spec, **projections)
+
+    def source_stream(self, windows: Int[Tensor, "windows tokens"]) -> SourceStream:
+        """Return the source's residual stream in front of the first layer."""
+        embedding = self.spec.family.embedding
+        return SourceStream(
+            self.skeleton,
+            self.spec,
+            self.reader.read([embedding])[embedding],
+            windows,
+            device=self.device,
+            dtype=getattr(torch, self.request.compute_dtype),
+            batch_size=self.request.batch_size,
+        )
+
+    def layer_target(self, sizes: MLASizes, folds: tuple[int, ...]) -> Target:
+        """Say what one layer is converted to, at ``sizes``."""
+        return Target(
+            kv_lora_rank=sizes.kv_lora_rank,
+            slot_frequencies=target_frequencies(self.spec, sizes).to(self.device),
+            pair_frequencies=self.spec.frequencies.double().to(self.device),
+            folds=folds,
+            context=self.spec.max_position_embeddings,
+        )
 
     def layer_tensors(self, index: int) -> list[TensorPlan]:
         """Return the target's tensors of decoder layer ``index``."""
@@ -95,13 +154,13 @@ class ConversionPlan:
         """Return the target's tensors outside the decoder layers."""
         return [t for shard in self.shards for t in shard.tensors if not t.name.startswith("model.layers.")]
 
-    def stored(self, weight: torch.Tensor, *, residual: bool) -> torch.Tensor:
+    def stored(self, weight: Tensor, *, residual: bool) -> Tensor:
         """Cast a copied weight to the storage type, once; scaled first if it writes to the residual stream."""
         if residual and self.residual != 1:
             weight = weight.to(self.device, torch.float32) * self.residual
         return weight.to(self.dtype)
 
-    def identity(self, windows: torch.Tensor | None) -> str:
+    def identity(self, windows: Tensor | None) -> str:
         """Digest all that decides the output's bytes, so that only a run of the same work is resumed."""
         request = self.request.model_dump(mode="json", exclude={"output_dir", "token"})
         headers = {name: (h.file, list(h.shape), str(h.dtype)) for name, h in sorted(self.reader.headers.items())}
@@ -141,6 +200,7 @@ class ConversionPlan:
             output_bytes=sum(shard.nbytes for shard in self.shards),
             peak_memory_bytes=self._peak_memory(),
             engines=tuple(engines_for(sizes, spec, self.request)),
+            predictions=self.predictions,
         )
 
     def _peak_memory(self) -> int:
@@ -212,11 +272,6 @@ def expected_shapes(skeleton: Skeleton, spec: AttentionSpec, *, tied: bool) -> d
     return {name: shape for name, shape in skeleton.shapes.items() if not (tied and name == spec.family.head)}
 
 
-def can_approximate(spec: AttentionSpec) -> bool:
-    """Return whether the plain rotary grid of the target matches the source's frequencies."""
-    return spec.rope_type == "default"
-
-
 def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> Sequence[str]:
     """Return the engines that load a checkpoint of exactly these sizes."""
     names = []
@@ -244,9 +299,10 @@ def _check_method(request: ConvertRequest, spec: AttentionSpec, method: str) -> 
         raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
     if request.heal_steps and (method != "complex" or "none" in request.calibration):
         raise UsageError("--heal-steps needs --method complex and a text to learn from: pass --calibration FILE.")
-    if not can_approximate(spec):
-        raise UnsupportedModelError(
-            f"RoPE type {spec.rope_type!r} can be converted with --exact only for now: no plain rotary grid matches it."
+    if method == "rorope" and spec.rope_type != "default":
+        raise UsageError(
+            f"--method rorope needs plain RoPE, found type {spec.rope_type!r}: --method complex fits other frequencies "
+            "onto the target's plain grid."
         )
 
 

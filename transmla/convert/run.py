@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import transformers
@@ -18,7 +19,9 @@ from transmla.checkpoint.writer import CheckpointWriter
 from transmla.config import ConvertRequest
 from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
+from transmla.convert.predict import predict_splits
 from transmla.convert.report import REPORT_FILE, CalibrationReport, ConversionReport, LayerReport
+from transmla.convert.sizes import candidate_splits
 from transmla.convert.walk import ConvertedLayer, walk_layers
 from transmla.errors import DataError, OutputError
 from transmla.progress import Progress, Silent
@@ -42,8 +45,8 @@ def convert(
             continued are kept beside it.
     """
     started = time.monotonic()
-    plan = plan_conversion(request, overwrite=overwrite)
-    windows = calibration_windows(plan) if plan.needs_text else None
+    plan, windows = prepare(request, progress=progress, overwrite=overwrite, predict=request.kv_ratio is not None)
+    request = plan.request
     with Staging(request.output_dir, identity=plan.identity(windows), resume=resume, overwrite=overwrite) as staging:
         writer = CheckpointWriter(staging.folder, plan.shards, resume=staging.resumed)
         layers = [LayerReport.model_validate(entry) for entry in staging.journal.entries]
@@ -77,6 +80,33 @@ def convert(
             raise OutputError(f"{error.filename or staging.folder} cannot be written: {error.strerror}.") from None
         staging.publish()
     return report
+
+
+def prepare(
+    request: ConvertRequest, *, progress: Progress | None = None, overwrite: bool = False, predict: bool = True
+) -> tuple[ConversionPlan, Int[Tensor, "windows tokens"] | None]:
+    """Plan a conversion and read its text; with a ratio instead of sizes, take the split that is predicted to be best.
+
+    Args:
+        request: what is wanted.
+        progress: who is told how far the predictions have come.
+        overwrite: an output folder may exist.
+        predict: predict the error of what the request leaves open, or of the one size that it names.
+
+    Raises:
+        TransMLAError: the request cannot be carried out.
+    """
+    plan = plan_conversion(request, overwrite=overwrite)
+    windows = calibration_windows(plan) if plan.needs_text else None
+    splits = candidate_splits(request, plan.spec)
+    if windows is None or plan.method != "complex" or not predict:
+        return plan, windows
+    predictions = predict_splits(plan, windows, splits, progress=progress)
+    if len(splits) > 1:
+        # From here on the sizes are as though they had been given: the recipe repeats the result without the search.
+        best = predictions[0].model_dump(include={"kv_lora_rank", "qk_rope_head_dim"})
+        plan = plan_conversion(request.model_copy(update={"kv_ratio": None, **best}), overwrite=overwrite)
+    return replace(plan, predictions=predictions), windows
 
 
 def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:

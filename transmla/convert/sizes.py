@@ -60,6 +60,25 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
     return sizes
 
 
+def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLASizes, ...]:
+    """Return the ways to share a budget (``--kv-ratio``) out between latent and rotary key, the plain rule's first.
+
+    Where the sizes are given, or an engine dictates them, there is one way only.
+    """
+    chosen = choose_sizes(request, spec)
+    if request.kv_ratio is None or any(ENGINES[name].caches for name in request.engine):
+        return (chosen,)
+    total = chosen.cache_numbers
+    # Beyond these no split has ever been close to the best.
+    ropes = [rope for rope in _powers_of_two(spec, total / 2) if rope >= total / 16]
+    others = [
+        rope
+        for rope in ropes
+        if rope != chosen.qk_rope_head_dim and request.freq_fold in (None, *freq_folds(spec, rope))
+    ]
+    return chosen, *(replace(chosen, kv_lora_rank=total - rope, qk_rope_head_dim=rope) for rope in others)
+
+
 def exact_sizes(spec: AttentionSpec) -> MLASizes:
     """Return the sizes at which GQA is MLA: all keys rotary, all values latent (ALGORITHM.md §5)."""
     return MLASizes(
@@ -134,7 +153,7 @@ def _plain(kv_lora_rank: int, qk_rope_head_dim: int, spec: AttentionSpec) -> MLA
 
 
 def _sizes_for_ratio(ratio: float, spec: AttentionSpec, engines: tuple[EngineName, ...]) -> MLASizes:
-    """Split a cache budget: a quarter for the rotary key, rounded down to a size that can be shared out."""
+    """Split a cache budget without data: a quarter for the rotary key, rounded down to a power of two."""
     budget = ratio * spec.cache_numbers
     accepted = [ENGINES[name].caches for name in engines if ENGINES[name].caches]
     if accepted:
@@ -150,13 +169,18 @@ def _sizes_for_ratio(ratio: float, spec: AttentionSpec, engines: tuple[EngineNam
             )
         return _plain(rank, rope, spec)
     total = 2 * round(budget / 2)
-    ropes = [size for size in rope_sizes(spec) if size <= total / 4 and size & (size - 1) == 0]
+    ropes = _powers_of_two(spec, total / 4)
     if not ropes:
         raise UsageError(
             f"--kv-ratio {ratio:g} leaves {total} of {spec.cache_numbers} numbers per token, too few for a rotary key "
             f"and a latent: use at least {8 / spec.cache_numbers:.3g}."
         )
     return _plain(total - ropes[-1], ropes[-1], spec)
+
+
+def _powers_of_two(spec: AttentionSpec, largest: float) -> list[int]:
+    """Return the rotary sizes up to ``largest`` that can be shared out among the frequencies."""
+    return [size for size in rope_sizes(spec) if size <= largest and size & (size - 1) == 0]
 
 
 def _check_range(sizes: MLASizes, spec: AttentionSpec, *, padded: bool) -> None:

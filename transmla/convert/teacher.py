@@ -1,7 +1,8 @@
-"""What a converted layer should do: the source's attention output, on the inputs that the layer will really have.
+"""What a converted layer should do: bring the residual stream back to the source's, on inputs it will really have.
 
-The layers below are converted already, so a layer is fitted on *their* outputs towards what the source's attention puts
-out for the same tokens (ALGORITHM.md, stage 5).
+The layers below are converted already, so a layer is fitted on *their* outputs. What it should add to them is what is
+missing to the source's residual stream behind its attention: the source's attention output for the same token, and what
+the layers below still owe (ALGORITHM.md, stage 5).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ class Lesson:
 
     Attributes:
         inputs: of the converted attention, behind its input norm.
-        outputs: of the source's attention.
+        outputs: what the attention should put out.
         weights: what a squared error counts at each token: one over the mean square of the residual stream that
             attention adds to, for that is what the next norm divides by.
     """
@@ -53,7 +54,7 @@ class Lesson:
 def relative_error(
     layer: LatentAttention, lesson: Lesson, frequencies: Float[Tensor, " slot"], *, batch_size: int
 ) -> float:
-    """Return ‖converted − source‖ / ‖source‖ of the attention output, every token alike."""
+    """Return ‖found − wanted‖ / ‖wanted‖ of the attention output, every token alike."""
     wrong = total = 0.0
     for batch in lesson.batches(batch_size):
         wrong += (layer.attend(batch.inputs, frequencies) - batch.outputs).square().sum().item()

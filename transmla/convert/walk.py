@@ -9,11 +9,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
-from transmla.calibration.stream import Attended, SourceStream
+from transmla.calibration.stream import Attended
 from transmla.convert.fold import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
-from transmla.convert.layer import Target, complex_layer, compress_queries, exact_layer, rorope_layer
+from transmla.convert.layer import complex_layer, compress_queries, exact_layer, rorope_layer
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.refit import refit_output
 from transmla.convert.report import LayerReport
@@ -74,23 +74,14 @@ class _Walk:
         self._frequencies = target_frequencies(plan.spec, plan.sizes).to(plan.device)
         self._stream = self._converted = None
         if windows is not None:
-            embedding = plan.spec.family.embedding
-            self._stream = SourceStream(
-                plan.skeleton,
-                plan.spec,
-                plan.reader.read([embedding])[embedding],
-                windows,
-                device=plan.device,
-                dtype=getattr(torch, plan.request.compute_dtype),
-                batch_size=plan.request.batch_size,
-            )
+            self._stream = plan.source_stream(windows)
             # The published method calibrates on the source's own activations.
             self._converted = self._stream.fork() if plan.method == "complex" else None
 
     def skip(self, index: int, stored: dict[str, Tensor]) -> None:
         """Send the residual streams through a layer that has been converted before."""
         assert self._stream is not None
-        with self._stream.layer(index, self._read(index)) as layer:
+        with self._stream.layer(index, self._plan.read_layer(index)) as layer:
             # In the batches of `_observe`: the last bits of a product depend on how many rows it has.
             for rows in (self._fit, self._heldout):
                 for _ in self._stream.advance(layer, rows):
@@ -100,8 +91,8 @@ class _Walk:
 
     def convert(self, index: int) -> ConvertedLayer:
         """Convert one layer and move the residual streams past it."""
-        source = self._read(index)
-        weights = self._attention_weights(source)
+        source = self._plan.read_layer(index)
+        weights = self._plan.attention_weights(source)
         if self._stream is None:
             moments = Moments.from_weights(weights, window=self._plan.request.window)
             attention, fold = self._convert_attention(weights, moments)
@@ -136,14 +127,16 @@ class _Walk:
     def _lessons(self, layer: nn.Module, rows: slice) -> Iterator[tuple[Attended, Lesson]]:
         """Move the source's stream past ``layer``, and say what the converted layer should make of its own inputs."""
         assert self._stream is not None
-        inputs = None if self._converted is None else self._converted.inputs(layer, rows)
+        if self._converted is None:
+            for attended in self._stream.advance(layer, rows):
+                yield attended, _lesson(attended, attended.input, attended.output)
+            return
+        inputs, hidden = self._converted.inputs(layer, rows), self._converted.hidden(rows)
         done = 0
         for attended in self._stream.advance(layer, rows):
-            batch = attended.input if inputs is None else inputs[done : done + len(attended.input)]
-            done += len(batch)
-            # A token without a residual stream is no reason to forget all others.
-            residual = attended.residual + 1e-6 * attended.residual.mean() + torch.finfo(torch.float32).tiny
-            yield attended, Lesson(batch.float(), attended.output.float(), 1 / residual)
+            batch = slice(done, done + len(attended.input))
+            done = batch.stop
+            yield attended, _lesson(attended, inputs[batch], attended.residual - hidden[batch])
 
     def _improve(
         self, index: int, attention: LatentAttention, fit: Lesson | None, heldout: Lesson
@@ -218,32 +211,20 @@ class _Walk:
 
         self._converted.advance(layer, attend)
 
-    def _read(self, index: int) -> dict[str, Tensor]:
-        """Read a source layer in its storage type, named relative to the layer."""
-        prefix = self._plan.spec.layer_prefix(index)
-        names = [name for name in self._plan.skeleton.shapes if name.startswith(prefix)]
-        return {name.removeprefix(prefix): tensor for name, tensor in self._plan.reader.read(names).items()}
-
-    def _attention_weights(self, source: dict[str, Tensor]) -> AttentionWeights:
-        projections = {
-            name: source[f"{self._plan.spec.family.attention}.{name}.weight"].to(self._plan.device, torch.float32)
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        }
-        return AttentionWeights.from_projections(self._plan.spec, **projections)
-
     def _convert_attention(self, weights: AttentionWeights, moments: Moments) -> tuple[LatentAttention, int | None]:
         """Return the plain factors, and the fold at which the rotation was split."""
         plan = self._plan
         if plan.method == "exact":
             return exact_layer(weights), None
-        target = Target(
-            kv_lora_rank=plan.sizes.kv_lora_rank,
-            slot_frequencies=self._frequencies,
-            pair_frequencies=plan.spec.frequencies.double().to(plan.device),
-            folds=plan.folds,
-            context=plan.spec.max_position_embeddings,
-        )
+        target = plan.layer_target(plan.sizes, plan.folds)
         attention, fold = _METHODS[plan.method](weights, moments, target)
         if plan.sizes.q_lora_rank is not None:
             attention = compress_queries(attention, moments, rank=plan.sizes.q_lora_rank)
         return attention, fold
+
+
+def _lesson(attended: Attended, inputs: Tensor, outputs: Tensor) -> Lesson:
+    residual = attended.residual.float().square().mean(-1)
+    # A token without a residual stream is no reason to forget all others.
+    residual = residual + 1e-6 * residual.mean() + torch.finfo(torch.float32).tiny
+    return Lesson(inputs.float(), outputs.float(), 1 / residual)

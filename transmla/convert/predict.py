@@ -1,0 +1,68 @@
+"""Automatic sizes: what each way to split the cache between rotary slots and latent is predicted to cost.
+
+The source runs once over a few windows. For each layer the cost of the best cache of each size follows from the moments
+alone (:class:`~transmla.linalg.cache.CacheProblem`), so a candidate costs a search, not a conversion.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jaxtyping import Int
+from torch import Tensor
+
+from transmla.calibration.moments import MomentSums
+from transmla.convert.layer import predicted_cost
+from transmla.convert.plan import ConversionPlan, Prediction
+from transmla.convert.sizes import MLASizes, freq_folds
+from transmla.device import trim_memory
+from transmla.progress import Progress, Silent
+
+# Enough to rank splits: the differences between them are far larger than those between windows.
+NUM_WINDOWS = 16
+_REFINE_STEPS = 4
+
+
+def predict_splits(
+    plan: ConversionPlan,
+    windows: Int[Tensor, "windows tokens"],
+    splits: Sequence[MLASizes],
+    *,
+    progress: Progress | None = None,
+) -> tuple[Prediction, ...]:
+    """Predict the error of each split, all of them on the first windows; the least first."""
+    windows = windows[:NUM_WINDOWS]
+    stream = plan.source_stream(windows)
+    totals = dict.fromkeys(splits, 0.0)
+    targets = {
+        split: replace(plan.layer_target(split, _folds(plan, split)), refine_steps=_REFINE_STEPS) for split in splits
+    }
+    with (progress or Silent()).task("Comparing sizes", plan.spec.num_hidden_layers) as advance:
+        for index in range(plan.spec.num_hidden_layers):
+            trim_memory()
+            tensors = plan.read_layer(index)
+            weights = plan.attention_weights(tensors)
+            sums = MomentSums(weights, plan.spec, tokens=windows.shape[1])
+            residual = 0.0
+            with stream.layer(index, tensors) as layer:
+                for attended in stream.advance(layer, slice(None)):
+                    sums.add(attended)
+                    residual += attended.residual.float().square().sum().item() / windows.numel()
+            moments = sums.finish()
+            for split, target in targets.items():
+                # Rounding may take the cost of a cache that loses nothing below zero.
+                cost = max(0.0, predicted_cost(weights, moments, target))
+                totals[split] += cost / residual / plan.spec.num_hidden_layers if residual else 0.0
+            advance(1)
+    predictions = (
+        Prediction(
+            kv_lora_rank=split.kv_lora_rank, qk_rope_head_dim=split.qk_rope_head_dim, error=math.sqrt(totals[split])
+        )
+        for split in splits
+    )
+    return tuple(sorted(predictions, key=lambda prediction: prediction.error))
+
+
+def _folds(plan: ConversionPlan, split: MLASizes) -> tuple[int, ...]:
+    folds = freq_folds(plan.spec, split.qk_rope_head_dim)
+    return tuple(folds) if plan.request.freq_fold is None else (plan.request.freq_fold,)
