@@ -8,7 +8,7 @@ import pytest
 import typer
 
 import transmla
-import transmla.convert.plan
+import transmla.convert.run
 from transmla.cli.app import app
 from transmla.config import ConvertRequest, EvalRequest, InspectRequest
 
@@ -66,11 +66,11 @@ def test_flags_are_shown_with_hyphens(name):
 def test_underscores_are_taken_for_hyphens(cli, monkeypatch, flag):
     requests = []
 
-    def plan(request, *, overwrite):
+    def plan(request, **_):
         requests.append(request)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transmla.convert.plan, "plan_conversion", plan)
+    monkeypatch.setattr(transmla.convert.run, "plan_conversion", plan)
     cli("convert", "source", "target", flag, 48, "--qk_rope-head_dim", 16, "--dry_run")
     [request] = requests
     assert (request.kv_lora_rank, request.qk_rope_head_dim) == (48, 16)

@@ -40,6 +40,8 @@ ROPE_TYPES = {
     },
 }
 
+SIZES = {"kv_lora_rank": 24, "qk_rope_head_dim": 8}
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
@@ -187,23 +189,26 @@ def test_shards_hold_what_one_file_holds(source, output, calibration_text, tmp_p
 
 def test_the_same_request_gives_the_same_bytes(source, tmp_path, calibration_text):
     folders = {name: tmp_path / name / "out" for name in ("first", "second", "recipe", "other seed")}
-    convert(asked(source, folders["first"], calibration_text, kv_ratio=0.5))
-    convert(asked(source, folders["second"], calibration_text, kv_ratio=0.5))
+    convert(asked(source, folders["first"], calibration_text, **SIZES))
+    convert(asked(source, folders["second"], calibration_text, **SIZES))
     # The recipe in the output runs as it is.
     recipe = folders["first"] / "transmla_recipe.yaml"
     convert(ConvertRequest.build(recipe=recipe, flags={"output_dir": folders["recipe"]}))
-    convert(asked(source, folders["other seed"], calibration_text, kv_ratio=0.5, seed=1))
+    convert(asked(source, folders["other seed"], calibration_text, **SIZES, seed=1))
     assert contents(folders["second"]) == contents(folders["first"])
     assert contents(folders["recipe"]) == contents(folders["first"])
     assert contents(folders["other seed"])["model.safetensors"] != contents(folders["first"])["model.safetensors"]
     assert contents(folders["other seed"])["config.json"] == contents(folders["first"])["config.json"]
 
 
-def test_the_recipe_names_every_choice(source, output, calibration_text):
-    request = asked(source, output, calibration_text, kv_ratio=0.5)
-    convert(request)
+@pytest.mark.parametrize("sizes", [SIZES, {"kv_ratio": 0.5}], ids=["sizes", "ratio"])
+def test_the_recipe_names_every_choice(sizes, source, output, calibration_text):
+    request = asked(source, output, calibration_text, **sizes)
+    plan = convert(request).plan
     recipe = yaml.safe_load((output / "transmla_recipe.yaml").read_text())
-    assert recipe == request.model_dump(mode="json")
+    # A ratio is written as the sizes it led to, so that the recipe need not search again.
+    found = {"kv_ratio": None, "kv_lora_rank": plan.kv_lora_rank, "qk_rope_head_dim": plan.qk_rope_head_dim}
+    assert recipe == request.model_dump(mode="json") | found
     assert recipe.keys() == ConvertRequest.model_fields.keys() - {"token"}
 
 
@@ -222,14 +227,14 @@ def test_code_stays_behind(tmp_path, output):
 def test_overwrite_replaces_a_model(source, output, calibration_text):
     convert(asked(source, output, exact=True))
     (output / "notes.txt").write_text("of the old one")
-    convert(asked(source, output, calibration_text, kv_ratio=0.5), overwrite=True)
+    convert(asked(source, output, calibration_text, **SIZES), overwrite=True)
     assert read_config(output)["kv_lora_rank"] == 24
     assert not (output / "notes.txt").exists()
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
 
 def test_the_card_says_what_it_is(source, output, calibration_text):
-    report = convert(asked(source, output, calibration_text, kv_ratio=0.5))
+    report = convert(asked(source, output, calibration_text, **SIZES))
     card = (output / "README.md").read_text(encoding="utf-8")
     front, _, text = card.removeprefix("---\n").partition("---\n")
     assert yaml.safe_load(front)["tags"] == ["transmla", "mla", "deepseek_v3"]

@@ -216,22 +216,29 @@ class FamilyContract:
         assert len(heldout) == CALIBRATION["num_heldout_windows"] == report.calibration.num_heldout_windows
         converted = load(output)
         scale = (1e-6 / read_config(source)["rms_norm_eps"]) ** 0.5
-        for index, layer in enumerate(source_model.model.layers):
-            # The stock converted model feeds its attention what its own layers below put out, as the report has it.
-            found = attention_output(converted, converted.model.layers[index].self_attn, heldout) / scale
-            error = relative_error(found.double(), attention_output(source_model, layer.self_attn, heldout).double())
+        for index in range(len(source_model.model.layers)):
+            # What is wanted of a converted layer is all that its residual stream lacks to the source's.
+            (before, found), (source_before, source_added) = (
+                attention_seen(model, index, heldout) for model in (converted, source_model)
+            )
+            error = relative_error(found / scale, source_before + source_added - before / scale)
             assert report.layers[index].layer == index
             assert report.layers[index].relative_error == pytest.approx(error, rel=1e-3)
             assert 0.01 < error < 1
         assert json.loads((output / "transmla_report.json").read_text()) == report.model_dump(mode="json")
 
 
-def attention_output(model, attention, ids):
-    seen = []
-    hook = attention.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+def attention_seen(model, index, ids):
+    """Return the residual stream in front of a layer, and what the layer's attention adds to it."""
+    seen, layer = {}, model.model.layers[index]
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args: seen.update(before=args[0])),
+        layer.self_attn.register_forward_hook(lambda module, args, output: seen.update(added=output[0])),
+    ]
     logits(model, ids)
-    hook.remove()
-    return seen[0]
+    for hook in hooks:
+        hook.remove()
+    return seen["before"].double(), seen["added"].double()
 
 
 class TestLlama(FamilyContract, family="llama"):
