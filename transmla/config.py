@@ -150,7 +150,7 @@ class ConvertRequest(SourceRequest):
         "portable", description="portable loads everywhere; quantizable is for vLLM, SGLang and llama.cpp only."
     )
     dtype: OutputDtype = Field("auto", description="Storage type of the written weights; auto keeps the source's.")
-    compute_dtype: ComputeDtype = Field("float32", description="Type in which the calibration layers run.")
+    compute_dtype: ComputeDtype = Field("float32", description="Type of the matrix products when layers run over text.")
     device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
     max_shard_size: str = Field("5GB", description="Largest size of one weight file.")
 

@@ -1,7 +1,9 @@
 """The source model on the calibration windows, one decoder layer in memory at a time.
 
 What lives here is the residual stream of every window and one stock transformers decoder layer. A layer's attention is
-watched from outside by hooks, so whatever the family does around it, its inputs and outputs are the true ones.
+watched from outside by hooks, so whatever the family does around it, its inputs and outputs are the true ones. Whatever
+type the layers' products are computed in, the stream itself is float32: the converted layers learn from differences of
+two streams, which half precision would not hold.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,19 +44,19 @@ class SourceStream:
         dtype: torch.dtype,
         batch_size: int,
     ) -> None:
-        """Embed the windows."""
+        """Embed the windows; ``dtype`` is that of the matrix products in the layers."""
         self._skeleton, self._spec = skeleton, spec
         self._device, self._dtype, self._batch_size = device, dtype, batch_size
-        self._hidden = embedding[windows].to(device, dtype)
+        self._hidden = embedding[windows].to(device, torch.float32)
         positions = torch.arange(windows.shape[1], device=device).unsqueeze(0)
         self._rotary = skeleton.rotary(device)(self._hidden[:1], positions)
 
     def fork(self) -> "ConvertedStream":
         """Return a stream of its own that is now equal to this one."""
-        return ConvertedStream(self._spec, self._hidden.clone(), self._rotary, self._batch_size)
+        return ConvertedStream(self._spec, self._hidden.clone(), self._rotary, self._dtype, self._batch_size)
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
-        """Lend decoder layer ``index`` holding ``tensors``, on the device and in the type of the stream."""
+        """Lend decoder layer ``index`` holding ``tensors``, on the device and in the type of the products."""
         tensors = {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
         return self._skeleton.module(self._spec.layer_prefix(index).removesuffix("."), tensors)
 
@@ -76,7 +78,8 @@ class SourceStream:
             hooks.append(attention.get_submodule(path).register_forward_hook(watch(name)))
         try:
             for batch in self._hidden[rows].split(self._batch_size):
-                after = layer(batch, position_embeddings=self._rotary)
+                with _products_in(self._dtype, batch):
+                    after = layer(batch, position_embeddings=self._rotary)
                 residual = batch + seen["output"]
                 batch.copy_(after)
                 yield Attended(**seen, residual=residual)
@@ -93,10 +96,12 @@ class ConvertedStream:
         spec: AttentionSpec,
         hidden: Float[Tensor, "windows tokens hidden"],
         rotary: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
         batch_size: int,
     ) -> None:
         """Start from ``hidden``, which is kept up to date in place."""
-        self._spec, self._hidden, self._rotary, self._batch_size = spec, hidden, rotary, batch_size
+        self._spec, self._hidden, self._rotary = spec, hidden, rotary
+        self._dtype, self._batch_size = dtype, batch_size
 
     def hidden(self, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
         """Return the residual stream in front of the next layer; :meth:`advance` changes it in place."""
@@ -115,9 +120,14 @@ class ConvertedStream:
         layer.set_submodule(name, _Attention(attend))
         try:
             for batch in self._hidden.split(self._batch_size):
-                batch.copy_(layer(batch, position_embeddings=self._rotary))
+                with _products_in(self._dtype, batch):
+                    batch.copy_(layer(batch, position_embeddings=self._rotary))
         finally:
             layer.set_submodule(name, source)
+
+
+def _products_in(dtype: torch.dtype, like: Tensor) -> torch.autocast:
+    return torch.autocast(like.device.type, dtype, enabled=dtype != torch.float32)
 
 
 class _Attention(nn.Module):
