@@ -17,6 +17,7 @@ from transmla.errors import UsageError
 
 Method = Literal["complex", "rorope"]
 Profile = Literal["portable", "quantizable"]
+LatentNorm = Literal["neutral", "live"]
 EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx"]
 OutputDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -148,6 +149,11 @@ class ConvertRequest(SourceRequest):
 
     profile: Profile = Field(
         "portable", description="portable loads everywhere; quantizable is for vLLM, SGLang and llama.cpp only."
+    )
+    latent_norm: LatentNorm = Field(
+        "neutral",
+        description="neutral: the engines' norm on the latent does nothing; live: it is a fitted one, and the weights "
+        "survive 8-bit blocks everywhere, for one latent number.",
     )
     dtype: OutputDtype = Field("auto", description="Storage type of the written weights; auto keeps the source's.")
     compute_dtype: ComputeDtype = Field("float32", description="Type of the matrix products when layers run over text.")

@@ -57,6 +57,11 @@ def source_attention(weights, x: Tensor, frequencies: Tensor) -> Tensor:
     return output
 
 
+def cached_latent(layer, x: Tensor) -> Tensor:
+    latent = x @ layer.latent.T
+    return latent if layer.latent_norm is None else rms_norm(latent, layer.latent_norm, 1e-6)
+
+
 def latent_logits(layer, x: Tensor, frequencies: Tensor) -> list[list[list[float]]]:
     """Return the causal logits of latent attention from its plain factors; rotary rows are interleaved pairs."""
 
@@ -72,7 +77,7 @@ def latent_logits(layer, x: Tensor, frequencies: Tensor) -> list[list[list[float
             turning = turn(pairs(layer.query_rope[head] @ inputs[i]), frequencies, i)
             row = []
             for j in range(i + 1):
-                latent = layer.latent @ x[j]
+                latent = cached_latent(layer, x[j])
                 rotary = turn(pairs(layer.key_rope @ x[j]), frequencies, j)
                 logit = still @ (layer.key_up[head] @ latent) + (turning * rotary.conj()).sum().real
                 row.append(logit.item() * layer.softmax_scale)
@@ -86,7 +91,7 @@ def latent_attention(layer, x: Tensor, frequencies: Tensor) -> Tensor:
     for head, logits in enumerate(latent_logits(layer, x, frequencies)):
         for i, row in enumerate(softmax_rows(logits)):
             for j, probability in enumerate(row):
-                output[i] += layer.output[head] @ (layer.value_up[head] @ (layer.latent @ x[j])) * probability
+                output[i] += layer.output[head] @ (layer.value_up[head] @ cached_latent(layer, x[j])) * probability
     return output
 
 
@@ -104,7 +109,7 @@ def latent_attention_matrix(layer, x: Tensor, frequencies: Tensor) -> Tensor:
     return _attend(
         still=torch.einsum("hni,ti->htn", layer.query_nope, inputs),
         turning=torch.einsum("hri,ti->htr", layer.query_rope, inputs),
-        latent=x @ layer.latent.T,
+        latent=cached_latent(layer, x),
         rotary=x @ layer.key_rope.T,
         key_up=layer.key_up,
         value_up=layer.value_up,

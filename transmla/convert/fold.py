@@ -4,6 +4,7 @@ Every engine normalises the latent: ``kv_a_layernorm(c) = w · c / sqrt(mean(c²
 mean(c²) ≪ eps, the latent passes that norm multiplied by the constant ``w / sqrt(eps)``, which is chosen to restore
 its size; the relative error is mean(c²)/(2·eps). The weight w is a power of two, exact in every storage type, and the
 rest of the constant goes into the rows of ``kv_a_proj_with_mqa`` before their one cast (ENGINES.md, facts 1 and 2).
+A layer that has a norm of its own (:mod:`transmla.convert.live`) is written as it is.
 """
 
 import math
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmla.config import Profile
-from transmla.convert.latent import LatentAttention
+from transmla.convert.latent import LATENT_EPS, LatentAttention
 from transmla.convert.sizes import MLASizes
 
 
@@ -38,7 +39,7 @@ class NeutralNorm:
 
 NORMS: Mapping[Profile, NeutralNorm] = MappingProxyType(
     {
-        "portable": NeutralNorm(eps=1e-6, error=1e-6, bounded=True),
+        "portable": NeutralNorm(eps=LATENT_EPS, error=1e-6, bounded=True),
         "quantizable": NeutralNorm(eps=1.0, error=1e-4, bounded=False),
     }
 )
@@ -74,7 +75,9 @@ def fold_layer(
     layer = layer.padded(sizes)
     # The engine divides by sqrt(qk_head_dim); the queries carry the ratio to the source's scale.
     query = layer.query * (layer.softmax_scale * math.sqrt(sizes.qk_head_dim))
-    latent, weight = _neutralise(layer.latent, norm, input_moment, input_bound)
+    latent, weight = layer.latent, layer.latent_norm
+    if weight is None:
+        latent, weight = _neutralise(layer.latent, norm, input_moment, input_bound)
     tensors = {
         "kv_a_proj_with_mqa.weight": torch.cat([latent, layer.key_rope]),
         "kv_a_layernorm.weight": weight,
@@ -92,11 +95,14 @@ def fold_layer(
 
 
 def unfold_layer(
-    tensors: Mapping[str, Tensor], sizes: MLASizes, norm: NeutralNorm, *, residual: float
+    tensors: Mapping[str, Tensor], sizes: MLASizes, norm: NeutralNorm, *, residual: float, live: bool = False
 ) -> LatentAttention:
-    """Read the plain factors back from what :func:`fold_layer` wrote; its padding stays, its query scale too."""
+    """Read the plain factors back from what :func:`fold_layer` wrote; its padding stays, its query scale too.
+
+    ``live`` says that the layer had a norm of its own.
+    """
     heads = tensors["kv_b_proj.weight"].shape[0] // (sizes.qk_nope_head_dim + sizes.v_head_dim)
-    key_rope = tensors["kv_a_proj_with_mqa.weight"][sizes.kv_lora_rank :]
+    rows, key_rope = tensors["kv_a_proj_with_mqa.weight"].tensor_split([sizes.kv_lora_rank])
     up = tensors["kv_b_proj.weight"].unflatten(0, (heads, -1))
     key_up, value_up = up.split([sizes.qk_nope_head_dim, sizes.v_head_dim], dim=1)
     query = tensors["q_proj.weight" if sizes.q_lora_rank is None else "q_b_proj.weight"].unflatten(0, (heads, -1))
@@ -109,7 +115,8 @@ def unfold_layer(
     return LatentAttention(
         query_nope=query_nope,
         query_rope=query_rope,
-        latent=restored("kv_a_proj_with_mqa.weight", "kv_a_layernorm.weight"),
+        latent=rows if live else restored("kv_a_proj_with_mqa.weight", "kv_a_layernorm.weight"),
+        latent_norm=tensors["kv_a_layernorm.weight"] if live else None,
         key_rope=key_rope,
         key_up=key_up,
         value_up=value_up,

@@ -4,6 +4,7 @@
     logit_h = softmax_scale · ( q_h[:nope] · (key_up_h c)  +  q_h[nope:] rotated · κ rotated )
     output  = Σ_h output_h (value_up_h c)
 
+With ``latent_norm``, c is what RMSNorm with that weight makes of it, as in DeepSeek's code; without it, c is as it is.
 Rotary rows are interleaved pairs, as in DeepSeek's code, and the softmax scale is still the source's.
 """
 
@@ -20,6 +21,9 @@ from transmla.convert.sizes import MLASizes
 from transmla.linalg.low_rank import pad
 from transmla.linalg.rotary import rotate_interleaved
 
+# Hard-coded for the latent norm in transformers and MLX (ENGINES.md, fact 2).
+LATENT_EPS = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class LatentAttention:
@@ -28,6 +32,7 @@ class LatentAttention:
     Attributes:
         query_nope, query_rope: per head, from the layer input, or from ``query_down`` where there is one.
         query_down: optional low-rank query projection.
+        latent_norm: optional weight of an RMSNorm on the latent.
         latent: down projection to the cached latent.
         key_rope: projection to the cached rotary key, shared by all heads.
         key_up, value_up: per head, from the latent.
@@ -44,6 +49,7 @@ class LatentAttention:
     output: Float[Tensor, "heads hidden value"]
     softmax_scale: float
     query_down: Float[Tensor, "query_rank hidden"] | None = None
+    latent_norm: Float[Tensor, " rank"] | None = None
 
     @property
     def query(self) -> Float[Tensor, "heads query_dim query_in"]:
@@ -61,8 +67,17 @@ class LatentAttention:
 
     @property
     def factors(self) -> list[Tensor]:
-        """All matrices of the layer."""
+        """All tensors of the layer."""
         return [factor for field in fields(self) if isinstance(factor := getattr(self, field.name), Tensor)]
+
+    def latents(self, inputs: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch rank"]:
+        """Return what the cache holds of each token besides the rotary key."""
+        latent = inputs @ self.latent.mT
+        if self.latent_norm is None:
+            return latent
+        # In float32 at least, like the engines.
+        latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+        return latent * torch.rsqrt(latent.square().mean(-1, keepdim=True) + LATENT_EPS) * self.latent_norm
 
     def heads_output(
         self, inputs: Float[Tensor, "batch tokens hidden"], frequencies: Float[Tensor, " slot"]
@@ -73,7 +88,7 @@ class LatentAttention:
         query = torch.cat(
             [torch.einsum("btx,hdx->bhtd", queried, self.query_nope), rotate_interleaved(rope, frequencies)], dim=-1
         )
-        latent = inputs @ self.latent.mT
+        latent = self.latents(inputs)
         slots = rotate_interleaved(inputs @ self.key_rope.mT, frequencies)
         key = torch.cat(
             [torch.einsum("btr,hdr->bhtd", latent, self.key_up), slots.unsqueeze(1).expand(-1, len(rope[0]), -1, -1)],
@@ -93,6 +108,10 @@ class LatentAttention:
 
     def padded(self, sizes: MLASizes) -> "LatentAttention":
         """Pad with zeros up to ``sizes``; the function computed stays the same."""
+        norm, rank = self.latent_norm, len(self.latent)
+        if norm is not None:
+            # The norm divides by the mean over all numbers, zeros included.
+            norm = pad(norm * (rank / sizes.kv_lora_rank) ** 0.5, 0, sizes.kv_lora_rank)
         return replace(
             self,
             query_nope=pad(self.query_nope, 1, sizes.qk_nope_head_dim),
@@ -100,4 +119,5 @@ class LatentAttention:
             key_up=pad(pad(self.key_up, 1, sizes.qk_nope_head_dim), 2, sizes.kv_lora_rank),
             value_up=pad(pad(self.value_up, 1, sizes.v_head_dim), 2, sizes.kv_lora_rank),
             output=pad(self.output, 2, sizes.v_head_dim),
+            latent_norm=norm,
         )

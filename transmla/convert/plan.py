@@ -108,6 +108,11 @@ class ConversionPlan:
         """Whether the layers are fitted to calibration text."""
         return self.method != "exact" and self.request.calibration != ("none",)
 
+    @property
+    def live(self) -> bool:
+        """Whether the latent norm is a real one."""
+        return self.request.latent_norm == "live"
+
     def read_layer(self, index: int) -> dict[str, Tensor]:
         """Read a source layer in its storage type, named relative to the layer."""
         prefix = self.spec.layer_prefix(index)
@@ -138,7 +143,8 @@ class ConversionPlan:
     def layer_target(self, sizes: MLASizes, folds: tuple[int, ...]) -> Target:
         """Say what one layer is converted to, at ``sizes``."""
         return Target(
-            kv_lora_rank=sizes.kv_lora_rank,
+            # One number is for the length of the latent.
+            kv_lora_rank=sizes.kv_lora_rank - self.live,
             slot_frequencies=target_frequencies(self.spec, sizes).to(self.device),
             pair_frequencies=self.spec.frequencies.double().to(self.device),
             folds=folds,
@@ -236,7 +242,7 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
         raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
     sizes = choose_sizes(request, spec)
     method = "exact" if request.exact else request.method
-    _check_method(request, spec, method)
+    _check_method(request, spec, sizes, method)
     reader = CheckpointReader(source.folder)
     skeleton = Skeleton(source_config)
     reader.check(expected_shapes(skeleton, spec, tied=source_config.tie_word_embeddings))
@@ -284,10 +290,10 @@ def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -
     return names
 
 
-def _check_method(request: ConvertRequest, spec: AttentionSpec, method: str) -> None:
+def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
     if method == "exact":
-        for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps"):
-            if getattr(request, flag) not in (None, (), ("none",), 0):
+        for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps", "latent_norm"):
+            if getattr(request, flag) not in (None, (), ("none",), 0, "neutral"):
                 raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
         return
     if not request.calibration:
@@ -299,6 +305,13 @@ def _check_method(request: ConvertRequest, spec: AttentionSpec, method: str) -> 
         raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
     if request.heal_steps and (method != "complex" or "none" in request.calibration):
         raise UsageError("--heal-steps needs --method complex and a text to learn from: pass --calibration FILE.")
+    if request.latent_norm == "live":
+        if method != "complex" or "none" in request.calibration:
+            raise UsageError("--latent-norm live needs --method complex and a text to fit on: pass --calibration FILE.")
+        if request.profile != "portable":
+            raise UsageError("--latent-norm live survives 8-bit blocks by itself: drop --profile quantizable.")
+        if sizes.kv_lora_rank < 2:
+            raise UsageError("--latent-norm live takes one latent number: pass --kv-lora-rank 2 or more, found 1.")
     if method == "rorope" and spec.rope_type != "default":
         raise UsageError(
             f"--method rorope needs plain RoPE, found type {spec.rope_type!r}: --method complex fits other frequencies "
@@ -325,9 +338,10 @@ def _storage_dtype(request: ConvertRequest, reader: CheckpointReader, spec: Atte
     dtype = reader.headers[spec.family.embedding].dtype if request.dtype == "auto" else _DTYPES[request.dtype]
     if dtype not in _DTYPES.values():
         raise CheckpointError(f"The weights are stored as {dtype}: convert a float32, bfloat16 or float16 one.")
-    if dtype == torch.float16 and request.profile == "portable":
+    tiny = request.latent_norm == "neutral" or request.q_lora_rank is not None
+    if dtype == torch.float16 and request.profile == "portable" and tiny:
         raise UsageError(
             "The portable profile writes latent rows of about 1e-6, which float16 cannot hold: "
-            "pass --dtype bfloat16 or float32, or --profile quantizable."
+            "pass --dtype bfloat16 or float32, --profile quantizable, or --latent-norm live without --q-lora-rank."
         )
     return dtype

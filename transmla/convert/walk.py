@@ -14,6 +14,7 @@ from transmla.convert.fold import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
 from transmla.convert.layer import complex_layer, compress_queries, exact_layer, rorope_layer
+from transmla.convert.live import live_norm
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.refit import refit_output
 from transmla.convert.report import LayerReport
@@ -145,6 +146,8 @@ class _Walk:
         request = self._plan.request
         if fit is None:
             return attention, {}
+        if self._plan.live:
+            attention = live_norm(attention, fit, batch_size=request.batch_size)
         errors = {"error_before_refit": self._error(attention, heldout)}
         attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
         if request.heal_steps:
@@ -190,7 +193,8 @@ class _Walk:
 
     def _unfold(self, stored: dict[str, Tensor]) -> LatentAttention:
         tensors = {name: tensor.to(self._plan.device, torch.float32) for name, tensor in stored.items()}
-        return unfold_layer(tensors, self._plan.sizes, self._plan.norm, residual=self._plan.residual)
+        plan = self._plan
+        return unfold_layer(tensors, plan.sizes, plan.norm, residual=plan.residual, live=plan.live)
 
     @staticmethod
     def _attention_tensors(converted: ConvertedLayer) -> dict[str, Tensor]:
