@@ -49,6 +49,7 @@ def main() -> None:
             axes.plot(shares, excesses, marker="o", label=label)
     for share, excess, size in points["ours"]:
         axes.annotate(size.replace("-", " + "), (share, excess), textcoords="offset points", xytext=(4, 6), fontsize=8)
+    axes.margins(x=0.12)
     axes.set_xlabel("KV cache, share of the source's (rotary + latent numbers)")
     axes.set_ylabel("excess NLL over the source, nats per token")
     axes.set_yscale("log")

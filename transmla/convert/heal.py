@@ -2,7 +2,7 @@
 
 The factors are trained in their plain scale; the tiny rows that neutralise the latent norm are written afterwards.
 Each factor's steps are in proportion to its own size, so that one learning rate suits all of them, and all layers.
-A tenth of the windows is held back: the layer that did best on them is kept, be it the one that came in.
+Up to a tenth of the windows is held back: the layer that did best on them is kept, be it the one that came in.
 """
 
 import math
@@ -17,6 +17,8 @@ from transmla.convert.teacher import Lesson
 LEARNING_RATE = 2e-2
 _WARMUP = 10
 _FLOOR = 0.03
+# Windows that say whether training has helped: a yes or a no needs no more, and the others need all they can get.
+_JUDGES = 16
 
 
 def heal_layer(
@@ -32,13 +34,13 @@ def heal_layer(
 
     Args:
         layer: plain factors; not changed.
-        lesson: windows to train on; a tenth of them decides whether training has helped.
+        lesson: windows to train on; up to a tenth of them decides whether training has helped.
         frequencies: of the rotary slots.
         steps: updates, each on ``batch_size`` windows.
         batch_size: windows per update.
         seed: of the order of the windows.
     """
-    held_back = max(1, len(lesson.inputs) // 10)
+    held_back = min(max(1, len(lesson.inputs) // 10), _JUDGES)
     judge, lesson = _rows(lesson, slice(0, held_back)), _rows(lesson, slice(held_back, None))
     if steps == 0 or len(lesson.inputs) == 0:
         return layer
