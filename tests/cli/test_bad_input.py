@@ -288,7 +288,7 @@ class TestMachine:
             (
                 ("--dtype", "float16"),
                 USAGE,
-                "float16 cannot hold: pass --dtype bfloat16 or float32, or --profile quant",
+                "float16 cannot hold: pass --dtype bfloat16 or float32, --profile quant",
             ),
             (("--compute-dtype", "float16"), USAGE, r"--compute-dtype: .* \(found 'float16'\)"),
             (("--max-shard-size", "5 bananas"), USAGE, "--max-shard-size '5 bananas' is not a size; write 5GB"),
