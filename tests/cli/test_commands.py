@@ -110,7 +110,7 @@ def test_converting_prints_the_report(cli, source, output, calibration_text):
 
     result = cli("convert", source, output, *flags, "--overwrite")
     assert result.exit_code == 0
-    assert "attention output on held-out windows: mean 0." in result.stdout
+    assert "residual stream on held-out windows off by: mean 0." in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     # The bar is no result.
     assert "Converting layers" in result.stderr

@@ -52,7 +52,7 @@ def report_table(report: ConversionReport) -> Table:
         worst = max(measured, key=lambda layer: layer.relative_error or 0)
         table.add_row(
             "Error",
-            f"attention output on held-out windows: mean {report.mean_relative_error:.3g}, "
+            f"residual stream on held-out windows off by: mean {report.mean_relative_error:.3g}, "
             f"worst {worst.relative_error:.3g} (layer {worst.layer})",
         )
     table.add_row("Time", f"{report.seconds:.0f} s")

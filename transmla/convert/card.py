@@ -69,6 +69,6 @@ def _fit(report: ConversionReport) -> str:
     if calibration is None or error is None:
         return "Converted from the weights alone, without calibration text."
     return (
-        f"Fitted on {calibration.num_windows} windows of {calibration.window} tokens; relative error of the attention "
-        f"output on {calibration.num_heldout_windows} other windows, mean of the layers: {error:.3f}."
+        f"Fitted on {calibration.num_windows} windows of {calibration.window} tokens; relative error of the residual "
+        f"stream on {calibration.num_heldout_windows} other windows, mean of the layers: {error:.3f}."
     )

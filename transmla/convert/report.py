@@ -15,9 +15,9 @@ class LayerReport(_Record):
     """One layer.
 
     Attributes:
-        relative_error: ‖found − wanted‖ / ‖wanted‖ of the attention output on held-out windows, as stored. The
-            converted attention is given what the converted layers below put out, and wanted is what brings their
-            residual stream to the source's (rorope: the source's inputs and outputs); ``None`` without text.
+        relative_error: how far the residual stream behind the attention is from the source's, as a share of its length:
+            root mean square over the tokens of held-out windows, as stored. All layers below are converted, too
+            (rorope: are the source's); ``None`` without text.
         error_before_refit: the same before W_O is refitted.
         error_before_healing: the same before healing; ``None`` where nothing is healed.
         freq_fold: neighbouring frequencies that share rotary slots; ``None`` in exact mode.

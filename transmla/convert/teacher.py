@@ -54,9 +54,12 @@ class Lesson:
 def relative_error(
     layer: LatentAttention, lesson: Lesson, frequencies: Float[Tensor, " slot"], *, batch_size: int
 ) -> float:
-    """Return ‖found − wanted‖ / ‖wanted‖ of the attention output, every token alike."""
-    wrong = total = 0.0
+    """Return ‖found − wanted‖ as a share of the residual stream's length, root mean square over tokens.
+
+    Not as a share of ‖wanted‖: a few tokens have a residual stream a hundred times as long, and only they would count.
+    """
+    wrong = 0.0
     for batch in lesson.batches(batch_size):
-        wrong += (layer.attend(batch.inputs, frequencies) - batch.outputs).square().sum().item()
-        total += batch.outputs.square().sum().item()
-    return (wrong / total) ** 0.5 if total else 0.0
+        error = (layer.attend(batch.inputs, frequencies) - batch.outputs).square().mean(-1)
+        wrong += (error * batch.weights).sum().item()
+    return (wrong / lesson.weights.numel()) ** 0.5
