@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from tests.convert.naive import latent_attention_matrix, model_logits, stored_attention
+from transmla.checkpoint.journal import Journal
 from transmla.config import ConvertRequest
 from transmla.convert import walk
 from transmla.convert.run import convert
@@ -123,3 +124,15 @@ def contents(folder: Path) -> dict[str, bytes | dict]:
             content = b"\n".join(line for line in content.splitlines() if not line.startswith(b"output_dir:"))
         files[path.name] = content
     return files
+
+
+def interrupt_after(monkeypatch, layers: int, error: BaseException) -> None:
+    """Fail between the work of one layer and the next, after ``layers`` have been noted."""
+    append = Journal.append
+
+    def interrupted(self, entry):
+        append(self, entry)
+        if len(self.entries) == layers:
+            raise error
+
+    monkeypatch.setattr(Journal, "append", interrupted)

@@ -15,6 +15,7 @@ from tests.convert.models import (
     convert_and_keep,
     difference,
     factor_logits,
+    interrupt_after,
     load,
     load_tensors,
     logits,
@@ -24,7 +25,6 @@ from tests.convert.models import (
 )
 from tests.convert.naive import latent_attention, relative_error, rms_norm
 from tests.factory import tiny_checkpoint
-from transmla.checkpoint.journal import Journal
 from transmla.convert.fold import NORMS, fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.layer import complex_layer
@@ -52,6 +52,10 @@ def lesson(inputs, outputs=None):
     return Lesson(inputs, inputs if outputs is None else outputs, torch.ones(inputs.shape[:2]).double())
 
 
+def seen_by(inputs):
+    return lesson(inputs), torch.einsum("btx,bty->xy", inputs, inputs) / inputs[..., 0].numel()
+
+
 def near_constant(noise):
     """Return windows with a coordinate that is nearly the same for every token."""
     inputs = randn(WINDOWS, TOKENS, HIDDEN, seed=50)
@@ -61,7 +65,7 @@ def near_constant(noise):
 
 @pytest.fixture(scope="module")
 def live(plain):
-    return live_norm(plain, lesson(near_constant(0.1)), batch_size=7)
+    return live_norm(plain, *seen_by(near_constant(0.1)), batch_size=7)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def output(tmp_path):
 def test_the_error_is_the_one_of_the_anchor(plain, noise, most):
     """The nearer a functional of the input is to a constant, the less a norm does to keys and values."""
     seen, unseen = near_constant(noise).split([30, 10])
-    layer = live_norm(plain, lesson(seen), batch_size=7)
+    layer = live_norm(plain, *seen_by(seen), batch_size=7)
     assert layer.latent.shape == (RANK + 1, HIDDEN)
     error = relative_error(layer.attend(unseen, THETA), plain.attend(unseen, THETA))
     assert error < most  # measured 0.014, 0.059, 0.36
@@ -173,16 +177,9 @@ def test_resumed_it_is_the_same(source, tmp_path, calibration_text, monkeypatch)
     """The norm is read back from what is stored."""
     outputs = [tmp_path / name / "out" for name in ("undisturbed", "resumed")]
     convert(asked(source, outputs[0], calibration_text, **ASKED))
-    append = Journal.append
-
-    def interrupted(self, entry):
-        append(self, entry)
-        if len(self.entries) == 1:
-            raise KeyboardInterrupt
-
     request = asked(source, outputs[1], calibration_text, **ASKED)
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", interrupted)
+        interrupt_after(patch, 1, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             convert(request)
     convert(request, resume=True)

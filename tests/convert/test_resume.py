@@ -12,10 +12,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.convert.models import contents
+from tests.convert.models import contents, interrupt_after
 from tests.factory import tiny_checkpoint
 from transmla.calibration.stream import SourceStream
-from transmla.checkpoint.journal import Journal
 from transmla.config import ConvertRequest
 from transmla.convert import run as conversion
 from transmla.convert.plan import plan_conversion
@@ -47,18 +46,6 @@ def undisturbed(cli, source, flags, tmp_path_factory):
 @pytest.fixture
 def output(tmp_path):
     return tmp_path / "out"
-
-
-def interrupt_after(monkeypatch, layers: int, error: BaseException) -> None:
-    """Fail between the work of one layer and the next, after ``layers`` have been noted."""
-    append = Journal.append
-
-    def interrupted(self, entry):
-        append(self, entry)
-        if len(self.entries) == layers:
-            raise error
-
-    monkeypatch.setattr(Journal, "append", interrupted)
 
 
 def names(folder: Path) -> set[str]:

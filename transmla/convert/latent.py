@@ -25,6 +25,12 @@ from transmla.linalg.rotary import rotate_interleaved
 LATENT_EPS = 1e-6
 
 
+def unit_size(latent: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch rank"]:
+    """Do what RMSNorm does before its weight; in float32 at least, like the engines."""
+    latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+    return latent * torch.rsqrt(latent.square().mean(-1, keepdim=True) + LATENT_EPS)
+
+
 @dataclass(frozen=True, eq=False)
 class LatentAttention:
     """The factors of one layer.
@@ -75,9 +81,7 @@ class LatentAttention:
         latent = inputs @ self.latent.mT
         if self.latent_norm is None:
             return latent
-        # In float32 at least, like the engines.
-        latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
-        return latent * torch.rsqrt(latent.square().mean(-1, keepdim=True) + LATENT_EPS) * self.latent_norm
+        return unit_size(latent) * self.latent_norm
 
     def heads_output(
         self, inputs: Float[Tensor, "batch tokens hidden"], frequencies: Float[Tensor, " slot"]

@@ -293,7 +293,7 @@ def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -
 def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
     if method == "exact":
         for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps", "latent_norm"):
-            if getattr(request, flag) not in (None, (), ("none",), 0, "neutral"):
+            if getattr(request, flag) not in (ConvertRequest.model_fields[flag].default, ("none",)):
                 raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
         return
     if not request.calibration:
@@ -303,11 +303,11 @@ def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes,
         )
     if "none" in request.calibration and len(request.calibration) > 1:
         raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
-    if request.heal_steps and (method != "complex" or "none" in request.calibration):
-        raise UsageError("--heal-steps needs --method complex and a text to learn from: pass --calibration FILE.")
-    if request.latent_norm == "live":
-        if method != "complex" or "none" in request.calibration:
-            raise UsageError("--latent-norm live needs --method complex and a text to fit on: pass --calibration FILE.")
+    live = request.latent_norm == "live"
+    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm live", live)):
+        if asked and (method != "complex" or "none" in request.calibration):
+            raise UsageError(f"{flag} needs --method complex and a text to learn from: pass --calibration FILE.")
+    if live:
         if request.profile != "portable":
             raise UsageError("--latent-norm live survives 8-bit blocks by itself: drop --profile quantizable.")
         if sizes.kv_lora_rank < 2:

@@ -101,7 +101,7 @@ class _Walk:
         with self._stream.layer(index, source) as layer:
             moments, fit, heldout = self._observe(layer, weights)
             attention, fold = self._convert_attention(weights, moments)
-            attention, errors = self._improve(index, attention.map(Tensor.float), fit, heldout)
+            attention, errors = self._improve(index, attention.map(Tensor.float), moments, fit, heldout)
             report = LayerReport(layer=index, freq_fold=fold, **errors)
             converted = self._finish(index, source, attention, moments, report)
             # What is stored is what the layers above will meet, rounding included.
@@ -140,14 +140,14 @@ class _Walk:
             yield attended, _lesson(attended, inputs[batch], attended.residual - hidden[batch])
 
     def _improve(
-        self, index: int, attention: LatentAttention, fit: Lesson | None, heldout: Lesson
+        self, index: int, attention: LatentAttention, moments: Moments, fit: Lesson | None, heldout: Lesson
     ) -> tuple[LatentAttention, dict[str, float]]:
         """Refit and heal, and report the error on held-out windows before each."""
         request = self._plan.request
         if fit is None:
             return attention, {}
         if self._plan.live:
-            attention = live_norm(attention, fit, batch_size=request.batch_size)
+            attention = live_norm(attention, fit, moments.uniform, batch_size=request.batch_size)
         errors = {"error_before_refit": self._error(attention, heldout)}
         attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
         if request.heal_steps:
