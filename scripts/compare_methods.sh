@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Our method beside the TransMLA paper's at every FreqFold, so that the paper's can be read at its best one. The best is
-# picked on the very text it is judged by, which favours the paper's method; ours has nothing to pick. With HEAL_STEPS also
-# ours healed, on eight times as many windows, half of them from C4; then all are judged on C4, too.
-# Usage: scripts/compare_methods.sh [QK_ROPE_HEAD_DIM [KV_LORA_RANK [OUTPUT_DIR [HEAL_STEPS]]]]
+# Our method beside the TransMLA paper's at every FreqFold in question, so that the paper's can be read at its best one. The
+# best is picked on the very text it is judged by, which favours the paper's method; ours has nothing to pick. With
+# HEAL_STEPS also ours healed, on two windows for each step, half of them from C4; then all are judged on C4, too.
+# Usage: [FREQ_FOLDS="2 4"] scripts/compare_methods.sh [QK_ROPE_HEAD_DIM [KV_LORA_RANK [OUTPUT_DIR [HEAL_STEPS]]]]
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -13,6 +13,9 @@ output="${3:-compare-output}/$rope-$rank"
 gguf=SmolLM2-135M-Instruct.Q4_1.gguf
 heal_steps="${4:-0}"
 corpora=(wiki)
+# SmolLM2 has 32 rotary pairs: a fold puts as many of them on one slot as there are slots too few, or more.
+least=$((rope < 64 ? 64 / rope : 1))
+read -ra folds <<<"${FREQ_FOLDS:-$least $((2 * least)) $((4 * least)) $((8 * least > 32 ? 32 : 8 * least))}"
 converted=()
 
 step() { printf '\n==> %s\n' "$*" >&2; }
@@ -27,12 +30,12 @@ convert() {
 
 assets="$(python "$TRANSMLA_ROOT/scripts/fetch_assets.py")"
 mkdir -p -- "$output"
-for fold in 2 4 8 16; do
+for fold in "${folds[@]}"; do
     convert "rorope-fold-$fold" --method rorope --freq-fold "$fold"
 done
 convert ours
 if ((heal_steps)); then
-    convert ours-healed --calibration "$assets/c4-fit.txt" --num-windows 1024 \
+    convert ours-healed --calibration "$assets/c4-fit.txt" --num-windows $((2 * heal_steps)) \
         --heal-steps "$heal_steps" --compute-dtype bfloat16
     corpora+=(c4)
 fi

@@ -23,7 +23,7 @@ from transmla.linalg.mixing import RotarySplit, identity_split, mix_heads, rotat
 from transmla.linalg.rotary import as_real, expected_rotation, from_pairs, interleave, long_tail, to_pairs
 
 # Steps of L-BFGS from the eigenvectors to the least predicted cost, and what distances beyond the windows count.
-REFINE_STEPS = 20
+REFINE_STEPS = 12
 _TAIL = 0.03
 
 

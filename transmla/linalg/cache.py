@@ -24,6 +24,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# What the least tokens, and the least read of the cached numbers, count when the search scales its steps.
+_TOKEN_SHARE = 1e-3
+_ROW_SHARE = 0.05
+
 
 class CacheMaps(NamedTuple):
     """How each head reads the cache: keys ≈ ``slots`` κ rotated + ``key_up`` c, values ≈ ``value_up`` c."""
@@ -159,34 +163,62 @@ class CacheProblem:
         return CacheMaps(keys[..., : self.rope], keys[..., self.rope : -1], values)
 
     def refine(self, functionals: Float[Tensor, "cached joint"], *, steps: int) -> Float[Tensor, "cached joint"]:
-        """Lower the cost by L-BFGS, starting from ``functionals``; it never ends higher than it began."""
+        """Lower the cost by L-BFGS, starting from ``functionals``; it never ends higher than it began.
+
+        For given maps U the cost is quadratic in the functionals, with about UᵀU in the metric of the errors on one
+        side and the moment of the tokens on the other. In coordinates in which both are near one, a step is nearly
+        Newton's: a dozen go further than fifty in the plain ones (scaled gradients, Tong et al. 2021).
+        """
         first = self.cost(functionals)
         # Where no more is lost than what the ridge takes, there is nothing to gain but rounding.
         if steps == 0 or first <= 2 * self.ridge * self.cost(torch.zeros_like(functionals)):
             return functionals
-        # In coordinates in which tokens are white, and rows of unit length, all directions are of one size.
-        tiny = torch.finfo(functionals.dtype).tiny
         keys, values = self.keys[:, :-1, :-1].mean(0), self.values.mean(0)
-        moment = keys / keys.trace().clamp_min(tiny) + values / values.trace().clamp_min(tiny)
-        energy, vectors = torch.linalg.eigh(moment)
-        energy = energy.clamp_min(1e-7 * energy[-1]).clamp_min(tiny).sqrt()
-        whiten, colour = (vectors * energy) @ vectors.mT, (vectors / energy) @ vectors.mT
-        start = torch.nn.functional.normalize(functionals @ whiten, dim=1)
-        free = start.clone().requires_grad_()
+        tiny = torch.finfo(functionals.dtype).tiny
+        energies = keys.trace().clamp_min(tiny), values.trace().clamp_min(tiny)
+        whiten, colour = _root_and_inverse(keys / energies[0] + values / energies[1], share=_TOKEN_SHARE)
+        white = self._of_unit_length(functionals @ whiten)
+        weigh, unweigh = _root_and_inverse(self._weight_of_rows(white @ colour, energies), share=_ROW_SHARE)
+        free = (weigh @ white).requires_grad_()
         optimiser = torch.optim.LBFGS(
             [free], max_iter=steps, max_eval=2 * steps, history_size=20, line_search_fn="strong_wolfe"
         )
 
         def relative_cost() -> Tensor:
             optimiser.zero_grad()
-            cost = self.cost(free @ colour) / first
+            cost = self.cost(unweigh @ free @ colour) / first
             cost.backward()
             return cost
 
         with torch.enable_grad():
             optimiser.step(relative_cost)
-        refined = free.detach() @ colour
+        refined = self._of_unit_length(unweigh @ free.detach()) @ colour
         return refined if self.cost(refined) < first else functionals
+
+    def _of_unit_length(self, white: Float[Tensor, "cached joint"]) -> Float[Tensor, "cached joint"]:
+        """Scale the functionals, which changes nothing; the two of a slot alike, for they are one complex number."""
+        slots, latent = white.tensor_split([self.rope])
+        slots = torch.nn.functional.normalize(slots.unflatten(0, (-1, 2)).flatten(1), dim=1).reshape(slots.shape)
+        return torch.cat([slots * 2**0.5, torch.nn.functional.normalize(latent, dim=1)])
+
+    def _weight_of_rows(
+        self, functionals: Float[Tensor, "cached joint"], energies: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "cached cached"]:
+        """Return what an error in each cached number costs, on average over tokens of these energies."""
+        maps = self.maps(functionals)
+
+        def weight(read: Tensor, metric: Tensor, energy: Tensor) -> Tensor:
+            return (read.mT @ metric @ read).sum(0) * energy
+
+        latent = weight(maps.key_up, self.queries, energies[0]) + weight(maps.value_up, self.output_gram, energies[1])
+        return torch.block_diag(weight(maps.slots, self.queries, energies[0]), latent)
+
+
+def _root_and_inverse(matrix: Tensor, *, share: float) -> tuple[Tensor, Tensor]:
+    """Return the square root and its inverse, with every eigenvalue raised by ``share`` of the mean one."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values = (values + share * values.mean()).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
 
 
 def quarter_turn(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch rows columns"]:
