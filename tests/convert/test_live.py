@@ -83,14 +83,14 @@ def output(tmp_path):
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize(("noise", "most"), [(0.0, 0.02), (0.1, 0.1), (0.5, 0.5)])
+@pytest.mark.parametrize(("noise", "most"), [(0.0, 0.02), (0.1, 0.1), (0.3, 0.3)])
 def test_the_error_is_the_one_of_the_anchor(plain, noise, most):
     """The nearer a functional of the input is to a constant, the less a norm does to keys and values."""
     seen, unseen = near_constant(noise).split([30, 10])
     layer = live_norm(plain, *seen_by(seen), batch_size=7)
     assert layer.latent.shape == (RANK + 1, HIDDEN)
     error = relative_error(layer.attend(unseen, THETA), plain.attend(unseen, THETA))
-    assert error < most  # measured 0.014, 0.059, 0.36
+    assert error < most  # measured 0.014, 0.058, 0.20
     # A norm with a weight and nothing else takes the sizes of keys and values away.
     bare = replace(plain, latent_norm=(seen @ plain.latent.T).square().mean((0, 1)).sqrt())
     assert error < relative_error(bare.attend(unseen, THETA), plain.attend(unseen, THETA))

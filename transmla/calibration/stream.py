@@ -30,8 +30,37 @@ class Attended(NamedTuple):
     """The residual stream with the output added to it."""
 
 
-class SourceStream:
+class ResidualStream:
     """The residual stream of all windows, in front of the next layer."""
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        hidden: Float[Tensor, "windows tokens hidden"],
+        *,
+        dtype: torch.dtype,
+        batch_size: int,
+    ) -> None:
+        """Start from ``hidden``, which is kept up to date in place; ``dtype`` is that of the products in the layers."""
+        self._spec, self._hidden, self._dtype, self._batch_size = spec, hidden, dtype, batch_size
+
+    def hidden(self, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
+        """Return the residual stream in front of the next layer; advancing changes it in place."""
+        return self._hidden[rows]
+
+    @torch.no_grad()
+    def inputs(self, layer: nn.Module, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
+        """Return what the attention of the source layer ``layer`` would be given here, in float32."""
+        norm = layer.get_submodule(self._spec.family.input_norm.removesuffix(".weight"))
+        hidden = self._hidden[rows]
+        inputs = torch.empty_like(hidden)
+        for batch, given in zip(hidden.split(self._batch_size), inputs.split(self._batch_size), strict=True):
+            given.copy_(norm(batch))
+        return inputs
+
+
+class SourceStream(ResidualStream):
+    """The residual stream of the source model."""
 
     def __init__(
         self,
@@ -45,15 +74,16 @@ class SourceStream:
         batch_size: int,
     ) -> None:
         """Embed the windows; ``dtype`` is that of the matrix products in the layers."""
-        self._skeleton, self._spec = skeleton, spec
-        self._device, self._dtype, self._batch_size = device, dtype, batch_size
-        self._hidden = embedding[windows].to(device, torch.float32)
+        super().__init__(spec, embedding[windows].to(device, torch.float32), dtype=dtype, batch_size=batch_size)
+        self._skeleton, self._device = skeleton, device
         positions = torch.arange(windows.shape[1], device=device).unsqueeze(0)
         self._rotary = skeleton.rotary(device)(self._hidden[:1], positions)
 
     def fork(self) -> "ConvertedStream":
         """Return a stream of its own that is now equal to this one."""
-        return ConvertedStream(self._spec, self._hidden.clone(), self._rotary, self._dtype, self._batch_size)
+        return ConvertedStream(
+            self._spec, self._hidden.clone(), self._rotary, dtype=self._dtype, batch_size=self._batch_size
+        )
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
         """Lend decoder layer ``index`` holding ``tensors``, on the device and in the type of the products."""
@@ -88,30 +118,21 @@ class SourceStream:
                 hook.remove()
 
 
-class ConvertedStream:
-    """The residual stream of all windows where the layers below are converted: source layers with other attention."""
+class ConvertedStream(ResidualStream):
+    """The residual stream where the layers below are converted: source layers with other attention."""
 
     def __init__(
         self,
         spec: AttentionSpec,
         hidden: Float[Tensor, "windows tokens hidden"],
         rotary: tuple[Tensor, Tensor],
+        *,
         dtype: torch.dtype,
         batch_size: int,
     ) -> None:
-        """Start from ``hidden``, which is kept up to date in place."""
-        self._spec, self._hidden, self._rotary = spec, hidden, rotary
-        self._dtype, self._batch_size = dtype, batch_size
-
-    def hidden(self, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
-        """Return the residual stream in front of the next layer; :meth:`advance` changes it in place."""
-        return self._hidden[rows]
-
-    @torch.no_grad()
-    def inputs(self, layer: nn.Module, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
-        """Return what the attention of the source layer ``layer`` would be given here."""
-        norm = layer.get_submodule(self._spec.family.input_norm.removesuffix(".weight"))
-        return torch.cat([norm(batch) for batch in self._hidden[rows].split(self._batch_size)])
+        """Start from ``hidden``, with the source's cosines and sines."""
+        super().__init__(spec, hidden, dtype=dtype, batch_size=batch_size)
+        self._rotary = rotary
 
     @torch.no_grad()
     def advance(self, layer: nn.Module, attend: Callable[[Tensor], Tensor]) -> None:

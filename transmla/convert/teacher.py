@@ -5,7 +5,7 @@ missing to the source's residual stream behind its attention: the source's atten
 the layers below still owe (ALGORITHM.md, stage 5).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +29,6 @@ class Lesson:
     inputs: Float[Tensor, "windows tokens hidden"]
     outputs: Float[Tensor, "windows tokens hidden"]
     weights: Float[Tensor, "windows tokens"]
-
-    @classmethod
-    def join(cls, batches: Sequence["Lesson"]) -> "Lesson":
-        """Put batches of windows together."""
-        return cls(
-            inputs=torch.cat([batch.inputs for batch in batches]),
-            outputs=torch.cat([batch.outputs for batch in batches]),
-            weights=torch.cat([batch.weights for batch in batches]),
-        )
 
     def batches(self, size: int) -> Iterator["Lesson"]:
         """Cut into batches of windows."""

@@ -9,7 +9,6 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
-from transmla.calibration.stream import Attended
 from transmla.convert.fold import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
@@ -116,28 +115,33 @@ class _Walk:
 
         Without a converted stream nothing is learnt, and nothing but the moments is kept of the fitted windows.
         """
+        assert self._stream is not None
         sums = MomentSums(weights, self._plan.spec, tokens=self._plan.request.window)
-        fit = []
-        for attended, lesson in self._lessons(layer, self._fit):
-            sums.add(attended, lesson.inputs)
-            if self._converted is not None:
-                fit.append(lesson)
-        heldout = [lesson for _, lesson in self._lessons(layer, self._heldout)]
-        return sums.finish(), Lesson.join(fit) if fit else None, Lesson.join(heldout)
+        fit = None
+        if self._converted is None:
+            for attended in self._stream.advance(layer, self._fit):
+                sums.add(attended)
+        else:
+            fit = self._lesson(layer, self._fit, sums)
+        return sums.finish(), fit, self._lesson(layer, self._heldout)
 
-    def _lessons(self, layer: nn.Module, rows: slice) -> Iterator[tuple[Attended, Lesson]]:
+    def _lesson(self, layer: nn.Module, rows: slice, sums: MomentSums | None = None) -> Lesson:
         """Move the source's stream past ``layer``, and say what the converted layer should make of its own inputs."""
         assert self._stream is not None
-        if self._converted is None:
-            for attended in self._stream.advance(layer, rows):
-                yield attended, _lesson(attended, attended.input, attended.output)
-            return
-        inputs, hidden = self._converted.inputs(layer, rows), self._converted.hidden(rows)
+        inputs = (self._converted or self._stream).inputs(layer, rows)
+        lesson = Lesson(inputs, torch.empty_like(inputs), inputs.new_empty(inputs.shape[:2]))
         done = 0
         for attended in self._stream.advance(layer, rows):
             batch = slice(done, done + len(attended.input))
             done = batch.stop
-            yield attended, _lesson(attended, inputs[batch], attended.residual - hidden[batch])
+            wanted = attended.output
+            if self._converted is not None:
+                wanted = attended.residual - self._converted.hidden(rows)[batch]
+            lesson.outputs[batch] = wanted
+            lesson.weights[batch] = _importance(attended.residual)
+            if sums is not None:
+                sums.add(attended, inputs[batch])
+        return lesson
 
     def _improve(
         self, index: int, attention: LatentAttention, moments: Moments, fit: Lesson | None, heldout: Lesson
@@ -227,8 +231,7 @@ class _Walk:
         return attention, fold
 
 
-def _lesson(attended: Attended, inputs: Tensor, outputs: Tensor) -> Lesson:
-    residual = attended.residual.float().square().mean(-1)
+def _importance(residual: Tensor) -> Tensor:
+    square = residual.float().square().mean(-1)
     # A token without a residual stream is no reason to forget all others.
-    residual = residual + 1e-6 * residual.mean() + torch.finfo(torch.float32).tiny
-    return Lesson(inputs.float(), outputs.float(), 1 / residual)
+    return 1 / (square + 1e-6 * square.mean() + torch.finfo(torch.float32).tiny)
