@@ -34,6 +34,8 @@ class Family:
         projections: modules of attention whose outputs are the queries, keys and values before RoPE.
         input_norm: name inside a layer of the norm weight in front of attention.
         residual_writers: suffixes inside a layer of the weights whose output is added to the residual stream.
+        biased: projections of attention that have biases.
+        bias_key: key of config.json that says whether they do; where it is ``None`` they always do.
         embedding, head: names of the token embedding and of the output head.
         requirements: what must hold for the target to be able to hold the model.
     """
@@ -44,6 +46,8 @@ class Family:
     projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     input_norm: str = "input_layernorm.weight"
     residual_writers: tuple[str, ...] = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+    biased: tuple[str, ...] = ()
+    bias_key: str | None = None
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
     requirements: tuple[Requirement, ...] = ()
@@ -51,20 +55,28 @@ class Family:
 
 _COMMON = (
     Requirement("hidden_act", ("silu",), "DeepSeek-V3 engines compute SwiGLU with silu only"),
-    Requirement("attention_bias", (False, None), "biases on q, k, v are not supported yet"),
     Requirement("mlp_bias", (False, None), "DeepSeek-V3 has no biases in its MLP"),
     Requirement("quantization_config", (None,), "its weights are quantised; convert the full-precision checkpoint"),
 )
 
+_NO_SLIDING_WINDOW = Requirement("sliding_window", (None,), "DeepSeek-V3 has no sliding-window attention")
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "llama": Family("Llama", requirements=_COMMON),
+        "llama": Family(
+            "Llama",
+            biased=("q_proj", "k_proj", "v_proj", "o_proj"),
+            bias_key="attention_bias",
+            requirements=_COMMON,
+        ),
         "mistral": Family(
             "Mistral",
             requirements=(
                 *_COMMON,
-                Requirement("sliding_window", (None,), "DeepSeek-V3 has no sliding-window attention"),
+                _NO_SLIDING_WINDOW,
+                Requirement("attention_bias", (False, None), "transformers' Mistral has no biases in its attention"),
             ),
         ),
+        "qwen2": Family("Qwen2", biased=("q_proj", "k_proj", "v_proj"), requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
     }
 )

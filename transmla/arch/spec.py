@@ -26,6 +26,8 @@ class AttentionSpec:
     Attributes:
         family: the row of the family table.
         frequencies: θ_l of each rotary pair, in radians per token, as the source model computes them.
+        biases: projections of attention that have one.
+        keep_biases: whether the target has them, too.
         rope_theta, rope_type: base of the frequencies and how they were scaled.
     """
 
@@ -40,9 +42,11 @@ class AttentionSpec:
     vocab_size: int
     max_position_embeddings: int
     rms_norm_eps: float
+    biases: tuple[str, ...]
     rope_theta: float
     rope_type: str
     frequencies: Float[Tensor, " pair"]
+    keep_biases: bool = True
 
     @property
     def num_pairs(self) -> int:
@@ -63,6 +67,16 @@ class AttentionSpec:
     def cache_numbers(self) -> int:
         """Numbers cached per token and layer: keys and values."""
         return 2 * self.key_size
+
+    @property
+    def biased(self) -> bool:
+        """Whether the target has biases."""
+        return self.keep_biases and bool(self.biases)
+
+    @property
+    def input_size(self) -> int:
+        """Numbers in the input of attention, with a last one that is always 1 where the target has biases."""
+        return self.hidden_size + self.biased
 
     def layer_prefix(self, index: int) -> str:
         """Return the prefix of every tensor of decoder layer ``index``."""
@@ -125,6 +139,7 @@ def describe(config: PretrainedConfig) -> AttentionSpec:
         family=family,
         model_type=config.model_type,
         rms_norm_eps=float(config.rms_norm_eps),
+        biases=family.biased if family.bias_key is None or getattr(config, family.bias_key) else (),
         rope_theta=theta,
         rope_type=rope_type,
         frequencies=frequencies,

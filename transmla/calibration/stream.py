@@ -31,7 +31,10 @@ class Attended(NamedTuple):
 
 
 class ResidualStream:
-    """The residual stream of all windows, in front of the next layer."""
+    """The residual stream of all windows, in front of the next layer.
+
+    Where the projections of attention have biases, its inputs are given a last entry of one: a bias is a column then.
+    """
 
     def __init__(
         self,
@@ -53,10 +56,13 @@ class ResidualStream:
         """Return what the attention of the source layer ``layer`` would be given here, in float32."""
         norm = layer.get_submodule(self._spec.family.input_norm.removesuffix(".weight"))
         hidden = self._hidden[rows]
-        inputs = torch.empty_like(hidden)
+        inputs = hidden.new_ones(*hidden.shape[:2], self._spec.input_size)
         for batch, given in zip(hidden.split(self._batch_size), inputs.split(self._batch_size), strict=True):
-            given.copy_(norm(batch))
+            given[..., : hidden.shape[-1]] = norm(batch)
         return inputs
+
+    def _with_one(self, inputs: Float[Tensor, "batch tokens hidden0"]) -> Float[Tensor, "batch tokens hidden"]:
+        return nn.functional.pad(inputs, (0, self._spec.input_size - inputs.shape[-1]), value=1.0)
 
 
 class SourceStream(ResidualStream):
@@ -97,7 +103,7 @@ class SourceStream(ResidualStream):
         seen: dict[str, Tensor] = {}
 
         def watch_attention(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -> None:
-            seen["input"] = args[0] if args else kwargs["hidden_states"]
+            seen["input"] = self._with_one(args[0] if args else kwargs["hidden_states"])
             seen["output"] = output[0]
 
         def watch(name: str) -> Callable[..., None]:
@@ -138,7 +144,7 @@ class ConvertedStream(ResidualStream):
     def advance(self, layer: nn.Module, attend: Callable[[Tensor], Tensor]) -> None:
         """Send all windows through ``layer`` with ``attend`` in the place of its attention."""
         name, source = self._spec.family.attention, layer.get_submodule(self._spec.family.attention)
-        layer.set_submodule(name, _Attention(attend))
+        layer.set_submodule(name, _Attention(lambda inputs: attend(self._with_one(inputs))))
         try:
             for batch in self._hidden.split(self._batch_size):
                 with _products_in(self._dtype, batch):
