@@ -72,7 +72,7 @@ def test_the_functional_is_nearly_one_where_tokens_have_something_in_common():
         ({"biases": "fold", "exact": True}, "--exact fits nothing: drop --biases"),
         ({"biases": "fold", "calibration": "none", **SIZES}, "--biases fold needs a text"),
         ({"engine": "llama.cpp", "exact": True}, "every rotary slot its own frequency"),
-        ({"engine": "llama.cpp", "calibration": "none", **SIZES}, "no place for the biases of q_proj, k_proj, v_proj"),
+        ({"engine": "llama.cpp", "calibration": "none", **SIZES}, "no place for the biases of k_proj, q_proj, v_proj"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_read(source, tmp_path, choices, message):

@@ -26,9 +26,9 @@ class AttentionSpec:
     Attributes:
         family: the row of the family table.
         frequencies: θ_l of each rotary pair, in radians per token, as the source model computes them.
+        rope_theta, rope_type: base of the frequencies and how they were scaled.
         biases: projections of attention that have one.
         keep_biases: whether the target has them, too.
-        rope_theta, rope_type: base of the frequencies and how they were scaled.
     """
 
     family: Family
@@ -42,10 +42,10 @@ class AttentionSpec:
     vocab_size: int
     max_position_embeddings: int
     rms_norm_eps: float
-    biases: tuple[str, ...]
     rope_theta: float
     rope_type: str
     frequencies: Float[Tensor, " pair"]
+    biases: frozenset[str] = frozenset()
     keep_biases: bool = True
 
     @property
@@ -103,6 +103,9 @@ def load_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}") from None
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
     _check_family(config.model_type, path)
+    if getattr(config, "head_dim", None) is None:
+        # Some families compute it in the model, others in the config.
+        config.head_dim = config.hidden_size // max(1, config.num_attention_heads)
     return config
 
 
@@ -139,7 +142,7 @@ def describe(config: PretrainedConfig) -> AttentionSpec:
         family=family,
         model_type=config.model_type,
         rms_norm_eps=float(config.rms_norm_eps),
-        biases=family.biased if family.bias_key is None or getattr(config, family.bias_key) else (),
+        biases=frozenset(family.biased if family.bias_key is None or getattr(config, family.bias_key) else ()),
         rope_theta=theta,
         rope_type=rope_type,
         frequencies=frequencies,

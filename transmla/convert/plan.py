@@ -135,7 +135,7 @@ class ConversionPlan:
             return layer[f"{spec.family.attention}.{name}.{kind}"].to(self.device, torch.float32)
 
         weights = {name: tensor(name, "weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
-        biases = {name: tensor(name, "bias") for name in spec.biases}
+        biases = {name: tensor(name, "bias") for name in sorted(spec.biases)}
         if not biases:
             return AttentionWeights.from_projections(spec, **weights)
         if constant is not None:

@@ -121,7 +121,7 @@ def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profil
         )
     if spec.biased and not engine.biases:
         raise UsageError(
-            f"{engine.title} has no place for the biases of {', '.join(spec.biases)}: "
+            f"{engine.title} has no place for the biases of {', '.join(sorted(spec.biases))}: "
             + ("--exact needs one that has." if exact else "pass --biases fold.")
         )
     if engine.max_layers is not None and spec.num_hidden_layers > engine.max_layers:
