@@ -74,6 +74,11 @@ class AttentionSpec:
         return self.keep_biases and bool(self.biases)
 
     @property
+    def nonlinear(self) -> frozenset[str]:
+        """Projections that the target cannot hold as they are: what they make of their input is no matrix times it."""
+        return frozenset(self.family.head_norms) | (frozenset() if self.keep_biases else self.biases)
+
+    @property
     def input_size(self) -> int:
         """Numbers in the input of attention, with a last one that is always 1 where the target has biases."""
         return self.hidden_size + self.biased

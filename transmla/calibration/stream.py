@@ -6,7 +6,7 @@ type the layers' products are computed in, the stream itself is float32: the con
 two streams, which half precision would not hold.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -61,6 +61,25 @@ class ResidualStream:
             given[..., : hidden.shape[-1]] = norm(batch)
         return inputs
 
+    @torch.no_grad()
+    def projected(
+        self, layer: nn.Module, rows: slice, names: Iterable[str]
+    ) -> Iterator[tuple[Float[Tensor, "_ _ hidden"], dict[str, Float[Tensor, "_ _ _"]]]]:
+        """Yield the inputs that attention would be given here, and what these of its projections would make of them.
+
+        Norms on heads are part of a projection.
+        """
+        attention = layer.get_submodule(self._spec.family.attention)
+        for inputs in self.inputs(layer, rows).split(self._batch_size):
+            made = {}
+            with _products_in(self._dtype, inputs):
+                for name in names:
+                    made[name] = attention.get_submodule(name)(inputs[..., : self._spec.hidden_size])
+                    if name in self._spec.family.head_norms:
+                        norm = attention.get_submodule(self._spec.family.head_norms[name])
+                        made[name] = norm(made[name].unflatten(-1, (-1, self._spec.head_dim))).flatten(-2)
+            yield inputs, made
+
     def _with_one(self, inputs: Float[Tensor, "batch tokens hidden0"]) -> Float[Tensor, "batch tokens hidden"]:
         return nn.functional.pad(inputs, (0, self._spec.input_size - inputs.shape[-1]), value=1.0)
 
@@ -107,7 +126,8 @@ class SourceStream(ResidualStream):
             seen["output"] = output[0]
 
         def watch(name: str) -> Callable[..., None]:
-            return lambda module, args, output: seen.update({name: output})
+            # A norm on each head leaves the heads apart.
+            return lambda module, args, output: seen.update({name: output.flatten(2)})
 
         hooks = [attention.register_forward_hook(watch_attention, with_kwargs=True)]
         for name, path in zip(("query", "key", "value"), self._spec.family.projections, strict=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 import transmla
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
-from transmla.calibration.constant import near_constant_of
+from transmla.calibration.linear import nearest_linear
 from transmla.calibration.moments import AttentionWeights
 from transmla.calibration.stream import ResidualStream, SourceStream
 from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
@@ -121,41 +121,37 @@ class ConversionPlan:
         return {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
 
     def attention_weights(
-        self, layer: Mapping[str, Tensor], *, constant: Float[Tensor, " hidden"] | None = None
+        self, tensors: Mapping[str, Tensor], layer: nn.Module | None = None, *, inputs: ResidualStream | None = None
     ) -> AttentionWeights:
-        """Take the attention of a layer that was read, in float32 on the device.
+        """Take the attention of a source layer, in float32 on the device.
 
         Args:
-            layer: its tensors.
-            constant: functional of the input that is nearly 1, where biases are to be folded into the weights.
+            tensors: of the layer, as they were read.
+            layer: the layer itself, and
+            inputs: the stream in front of it: what is not linear in the input is fitted on the first windows of it.
         """
         spec = self.spec
 
         def tensor(name: str, kind: str) -> Tensor:
-            return layer[f"{spec.family.attention}.{name}.{kind}"].to(self.device, torch.float32)
+            return tensors[f"{spec.family.attention}.{name}.{kind}"].to(self.device, torch.float32)
 
         weights = {name: tensor(name, "weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
-        biases = {name: tensor(name, "bias") for name in sorted(spec.biases)}
-        if not biases:
-            return AttentionWeights.from_projections(spec, **weights)
-        if constant is not None:
-            for name, bias in biases.items():
-                weights[name] = weights[name] + torch.outer(bias, constant)
-            return AttentionWeights.from_projections(spec, **weights)
-        # Attention shares out one in all, so what every value has in common is put out whatever it does.
-        shared = biases.pop("v_proj").unflatten(0, (spec.num_key_value_heads, 1, spec.head_dim))
-        shared = shared.expand(-1, spec.num_key_value_groups, -1).flatten()
-        output_bias = weights["o_proj"] @ shared + biases.pop("o_proj", 0)
-        for name in ("q_proj", "k_proj", "v_proj"):
-            weight = weights[name]
-            weights[name] = torch.cat([weight, biases.get(name, weight.new_zeros(len(weight))).unsqueeze(1)], dim=1)
+        output_bias = None
+        if spec.biased:
+            # Attention shares out one in all, so what every value has in common is put out whatever it does.
+            shared = tensor("v_proj", "bias").unflatten(0, (spec.num_key_value_heads, 1, spec.head_dim))
+            output_bias = weights["o_proj"] @ shared.expand(-1, spec.num_key_value_groups, -1).flatten()
+            if "o_proj" in spec.biases:
+                output_bias = output_bias + tensor("o_proj", "bias")
+            for name in ("q_proj", "k_proj"):
+                weights[name] = torch.cat([weights[name], tensor(name, "bias").unsqueeze(1)], dim=1)
+            weights["v_proj"] = nn.functional.pad(weights["v_proj"], (0, 1))
+        if names := sorted(spec.nonlinear):
+            assert layer is not None, "without text such a source is refused"
+            assert inputs is not None, "without text such a source is refused"
+            seen = inputs.projected(layer, slice(0, self.request.num_windows), names)
+            weights |= nearest_linear(seen, {name: weights[name] for name in names})
         return AttentionWeights.from_projections(spec, **weights, output_bias=output_bias)
-
-    def constant(self, stream: ResidualStream, layer: nn.Module, rows: slice) -> Float[Tensor, " hidden"] | None:
-        """Return what stands in for 1 in front of a source layer, where biases are to be folded into the weights."""
-        if self.spec.biased or not self.spec.biases:
-            return None
-        return near_constant_of(stream.inputs(layer, rows), batch_size=self.request.batch_size)
 
     def source_stream(self, windows: Int[Tensor, "windows tokens"]) -> SourceStream:
         """Return the source's residual stream in front of the first layer."""
@@ -322,6 +318,11 @@ def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -
 
 def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
     if method == "exact":
+        if spec.family.head_norms:
+            raise UsageError(
+                f"--exact is impossible for {spec.family.title}, because MLA has no norm on queries and keys: pass "
+                "sizes and a text instead."
+            )
         for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps", "latent_norm", "biases"):
             if getattr(request, flag) not in (ConvertRequest.model_fields[flag].default, ("none",)):
                 raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
@@ -331,11 +332,11 @@ def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes,
             "The calibration text is missing: pass --calibration FILE or a hub data set, or --calibration none to "
             "convert from the weights alone, which loses far more quality."
         )
-    if spec.biases and not spec.keep_biases:
-        if "none" in request.calibration:
-            raise UsageError("--biases fold needs a text to find what stands in for them: pass --calibration FILE.")
-        if "o_proj" in spec.biases:
-            raise UsageError("--biases fold has no place for a bias on the output of attention: use --biases keep.")
+    if spec.nonlinear and "none" in request.calibration:
+        what = "The norm on queries and keys" if spec.family.head_norms else "--biases fold"
+        raise UsageError(f"{what} needs a text, to find the nearest linear maps on: pass --calibration FILE.")
+    if "o_proj" in spec.biases and not spec.keep_biases:
+        raise UsageError("--biases fold has no place for a bias on the output of attention: use --biases keep.")
     if "none" in request.calibration and len(request.calibration) > 1:
         raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
     live = request.latent_norm == "live"

@@ -98,8 +98,7 @@ class _Walk:
             attention, fold = self._convert_attention(weights, moments)
             return self._finish(index, source, attention, moments, LayerReport(layer=index, freq_fold=fold))
         with self._stream.layer(index, source) as layer:
-            constant = self._plan.constant(self._converted or self._stream, layer, self._fit)
-            weights = self._plan.attention_weights(source, constant=constant)
+            weights = self._plan.attention_weights(source, layer, inputs=self._converted or self._stream)
             moments, fit, heldout = self._observe(layer, weights)
             attention, fold = self._convert_attention(weights, moments)
             attention, errors = self._improve(index, attention.map(Tensor.float), moments, fit, heldout)
