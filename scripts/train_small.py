@@ -1,9 +1,9 @@
-"""Train a small Llama from nothing on a text: a model that no choice in transmla has been made on.
+"""Train a small Llama (or Qwen) from nothing on a text: a model that no choice in transmla has been made on.
 
 Eight query heads of 32 and a few key/value heads, about five million parameters, with a tokenizer of its own. It is no
 good at language, but its attention has learnt something, which that of a random model has not.
 
-Usage: python scripts/train_small.py TEXT OUTPUT_DIR [--steps 600] [--num-key-value-heads 2]
+Usage: python scripts/train_small.py TEXT OUTPUT_DIR [--family llama] [--steps 600] [--num-key-value-heads 2]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 4096
 WARMUP = 50
@@ -37,9 +37,10 @@ def train_tokenizer(text: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
 
 
-def make_model(num_key_value_heads: int, context: int) -> LlamaForCausalLM:
+def make_model(family: str, num_key_value_heads: int, context: int) -> PreTrainedModel:
     """Return the untrained model."""
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
         intermediate_size=704,
@@ -50,7 +51,7 @@ def make_model(num_key_value_heads: int, context: int) -> LlamaForCausalLM:
         max_position_embeddings=context,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--family", choices=["llama", "qwen2", "qwen3"], default="llama")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--context", type=int, default=256, help="tokens in a window")
@@ -72,7 +74,7 @@ def main() -> None:
     text = options.text.read_text(encoding="utf-8")
     tokenizer = train_tokenizer(text)
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    model = make_model(options.num_key_value_heads, options.context)
+    model = make_model(options.family, options.num_key_value_heads, options.context)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,

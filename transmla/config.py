@@ -18,6 +18,7 @@ from transmla.errors import UsageError
 Method = Literal["complex", "rorope"]
 Profile = Literal["portable", "quantizable"]
 LatentNorm = Literal["neutral", "live"]
+Biases = Literal["keep", "fold"]
 EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx"]
 OutputDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -154,6 +155,11 @@ class ConvertRequest(SourceRequest):
         "neutral",
         description="neutral: the engines' norm on the latent does nothing; live: it is a fitted one, and the weights "
         "survive 8-bit blocks everywhere, for one latent number.",
+    )
+    biases: Biases = Field(
+        "keep",
+        description="What becomes of biases on queries, keys and values. keep: they stay, for transformers and MLX; "
+        "fold: into the weights, by a functional of the input that is nearly one, for all engines.",
     )
     dtype: OutputDtype = Field("auto", description="Storage type of the written weights; auto keeps the source's.")
     compute_dtype: ComputeDtype = Field("float32", description="Type of the matrix products when layers run over text.")

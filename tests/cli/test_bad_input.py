@@ -109,9 +109,11 @@ class TestSource:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model_type": "gpt2"}, r"model_type 'gpt2' in .* is not supported; supported: llama, mistral"),
+            (
+                {"model_type": "gpt2"},
+                r"model_type 'gpt2' in .* is not supported; supported: llama, mistral, qwen2",
+            ),
             ({"model_type": None}, r"model_type None in .* is not supported"),
-            ({"attention_bias": True}, r"biases on q, k, v .*\(config.json: attention_bias = True\)"),
             ({"mlp_bias": True}, r"no biases in its MLP \(config.json: mlp_bias = True\)"),
             ({"hidden_act": "gelu"}, r"SwiGLU with silu only \(config.json: hidden_act = 'gelu'\)"),
             ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "RoPE type 'dynamic'"),

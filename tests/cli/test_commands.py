@@ -48,17 +48,20 @@ def test_inspect_prints_a_table_of_80_columns(cli, source):
         assert part in result.stdout
 
 
-def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path):
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path, family, calibration_text):
     """Wide enough a model for the sizes of every engine."""
     sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 1}
-    source = tiny_checkpoint(tmp_path / "source", **sizes)
+    source = tiny_checkpoint(tmp_path / "source", family=family, **sizes)
     inspection = json.loads(cli("inspect", source, "--json").stdout)
     assert {engine for way in inspection["candidates"] for engine in way["engines"]} == {
         "transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx",
     }  # fmt: skip
+    assert any(way["exact"] for way in inspection["candidates"]) is (family != "qwen3")
     for way in inspection["candidates"]:
         flags = " ".join(way["flags"]).split()
-        text = [] if way["exact"] else ["--calibration", "none"]
+        fitted = ["--calibration", str(calibration_text), "--window", "64", "--num-windows", "4"]
+        text = [] if way["exact"] else fitted
         result = cli("convert", source, tmp_path / "out", *flags, *text, "--dry-run", "--json")
         assert result.exit_code == 0, result.stderr
         plan = json.loads(result.stdout)

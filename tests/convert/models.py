@@ -90,7 +90,11 @@ def factor_logits(source: Path, layers: list, frequencies: torch.Tensor, ids: to
     """Return the logits of the source with its attention replaced by plain factors, in float64."""
 
     def attend(index: int, x: torch.Tensor) -> torch.Tensor:
-        return latent_attention_matrix(layers[index], x, frequencies)
+        layer = layers[index]
+        if layer.output_bias is None:
+            return latent_attention_matrix(layer, x, frequencies)
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        return latent_attention_matrix(layer, x, frequencies) + layer.output_bias
 
     config = read_config(source)
     num_layers, eps = config["num_hidden_layers"], config["rms_norm_eps"]

@@ -71,12 +71,12 @@ def approximate_model(approximate):
 class FamilyContract:
     """What holds for every family."""
 
-    def __init_subclass__(cls, *, shards=1, dtype=torch.float32, tolerance=1e-4, **config):
+    def __init_subclass__(cls, *, shards=1, dtype=torch.float32, tolerance=1e-4, biased=False, **config):
         """Take the family and the overrides of its config for ``tiny_checkpoint``.
 
         ``tolerance`` is the largest difference of a logit, in standard deviations of the logits.
         """
-        cls.shards, cls.dtype, cls.tolerance, cls.config = shards, dtype, tolerance, config
+        cls.shards, cls.dtype, cls.tolerance, cls.biased, cls.config = shards, dtype, tolerance, biased, config
 
     def test_exact_logits_are_the_sources(self, source_model, exact_model):
         assert isinstance(exact_model, DeepseekV3ForCausalLM)
@@ -167,11 +167,11 @@ class FamilyContract:
             "first_k_dense_replace": source_config["num_hidden_layers"],
             "moe_layer_freq": 1,
             "num_key_value_heads": source_config["num_attention_heads"],
-            "q_lora_rank": None,
+            "q_lora_rank": 6 * 16 if self.biased else None,
             "qk_nope_head_dim": 16,
             "v_head_dim": 16,
             "rms_norm_eps": 1e-6,
-            "attention_bias": False,
+            "attention_bias": self.biased,
             "rope_interleave": True,
             "tie_word_embeddings": False,
             "n_routed_experts": 8,
@@ -262,6 +262,24 @@ class TestMistralInShards(
 
 
 class TestTiedMultiQueryMistral(FamilyContract, family="mistral", num_key_value_heads=1, tie_word_embeddings=True):
+    pass
+
+
+class TestQwen2InShards(FamilyContract, family="qwen2", shards=2, biased=True):
+    """Biases on queries, keys and values."""
+
+
+class TestTiedMultiQueryQwen2(
+    FamilyContract, family="qwen2", biased=True, num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-6
+):
+    pass
+
+
+class TestLlamaWithBiases(FamilyContract, family="llama", biased=True, attention_bias=True):
+    """As Qwen1.5 in Llama's clothes: on the output, too."""
+
+
+class TestBfloat16Qwen2(FamilyContract, family="qwen2", biased=True, dtype=torch.bfloat16, tolerance=0.1):
     pass
 
 

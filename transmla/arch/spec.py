@@ -27,6 +27,8 @@ class AttentionSpec:
         family: the row of the family table.
         frequencies: θ_l of each rotary pair, in radians per token, as the source model computes them.
         rope_theta, rope_type: base of the frequencies and how they were scaled.
+        biases: projections of attention that have one.
+        keep_biases: whether the target has them, too.
     """
 
     family: Family
@@ -43,6 +45,8 @@ class AttentionSpec:
     rope_theta: float
     rope_type: str
     frequencies: Float[Tensor, " pair"]
+    biases: frozenset[str] = frozenset()
+    keep_biases: bool = True
 
     @property
     def num_pairs(self) -> int:
@@ -63,6 +67,21 @@ class AttentionSpec:
     def cache_numbers(self) -> int:
         """Numbers cached per token and layer: keys and values."""
         return 2 * self.key_size
+
+    @property
+    def biased(self) -> bool:
+        """Whether the target has biases."""
+        return self.keep_biases and bool(self.biases)
+
+    @property
+    def nonlinear(self) -> frozenset[str]:
+        """Projections that the target cannot hold as they are: what they make of their input is no matrix times it."""
+        return frozenset(self.family.head_norms) | (frozenset() if self.keep_biases else self.biases)
+
+    @property
+    def input_size(self) -> int:
+        """Numbers in the input of attention, with a last one that is always 1 where the target has biases."""
+        return self.hidden_size + self.biased
 
     def layer_prefix(self, index: int) -> str:
         """Return the prefix of every tensor of decoder layer ``index``."""
@@ -89,6 +108,9 @@ def load_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}") from None
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
     _check_family(config.model_type, path)
+    if getattr(config, "head_dim", None) is None:
+        # Some families compute it in the model, others in the config.
+        config.head_dim = config.hidden_size // max(1, config.num_attention_heads)
     return config
 
 
@@ -125,6 +147,7 @@ def describe(config: PretrainedConfig) -> AttentionSpec:
         family=family,
         model_type=config.model_type,
         rms_norm_eps=float(config.rms_norm_eps),
+        biases=frozenset(family.biased if family.bias_key is None or getattr(config, family.bias_key) else ()),
         rope_theta=theta,
         rope_type=rope_type,
         frequencies=frequencies,

@@ -36,16 +36,21 @@ _SINGLE_TOKENS = 0.05
 class AttentionWeights:
     """The four projections of a source attention layer, one axis a head.
 
+    Where queries and keys have biases, the layer input has a last entry of one (see
+    :class:`~transmla.calibration.stream.ResidualStream`), and *hidden* counts it.
+
     Attributes:
         query: W_Q of each query head.
         key, value: W_K and W_V of each key/value head.
         output: W_O of each query head.
+        output_bias: what the layer puts out for no tokens at all.
     """
 
     query: Float[Tensor, "heads head_dim hidden"]
     key: Float[Tensor, "kv_heads head_dim hidden"]
     value: Float[Tensor, "kv_heads head_dim hidden"]
-    output: Float[Tensor, "heads hidden head_dim"]
+    output: Float[Tensor, "heads hidden0 head_dim"]
+    output_bias: Float[Tensor, " hidden0"] | None = None
 
     @classmethod
     def from_projections(
@@ -55,7 +60,8 @@ class AttentionWeights:
         q_proj: Float[Tensor, "queries hidden"],
         k_proj: Float[Tensor, "keys hidden"],
         v_proj: Float[Tensor, "keys hidden"],
-        o_proj: Float[Tensor, "hidden queries"],
+        o_proj: Float[Tensor, "hidden0 queries"],
+        output_bias: Float[Tensor, " hidden0"] | None = None,
     ) -> "AttentionWeights":
         """Cut the matrices of ``nn.Linear`` into heads."""
         return cls(
@@ -63,6 +69,7 @@ class AttentionWeights:
             key=k_proj.unflatten(0, (spec.num_key_value_heads, spec.head_dim)),
             value=v_proj.unflatten(0, (spec.num_key_value_heads, spec.head_dim)),
             output=rearrange(o_proj, "hidden (heads d) -> heads hidden d", heads=spec.num_attention_heads),
+            output_bias=output_bias,
         )
 
     @property
@@ -132,7 +139,7 @@ class MomentSums:
         """Start from nothing, for windows of ``tokens`` tokens and the attention with these weights."""
         self._gram, self._joint, self._spec = weights.output_gram, weights.joint, spec
         heads, kv_heads, head_dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-        hidden, joint = spec.hidden_size, len(self._joint)
+        joint, hidden = self._joint.shape
         zeros = partial(torch.zeros, dtype=torch.float64, device=self._gram.device)
         self._uniform, self._attended = zeros(hidden, hidden), zeros(hidden, hidden)
         self._mass, self._cost = zeros(heads), zeros(heads, tokens)

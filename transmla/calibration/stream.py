@@ -6,7 +6,7 @@ type the layers' products are computed in, the stream itself is float32: the con
 two streams, which half precision would not hold.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -31,7 +31,10 @@ class Attended(NamedTuple):
 
 
 class ResidualStream:
-    """The residual stream of all windows, in front of the next layer."""
+    """The residual stream of all windows, in front of the next layer.
+
+    Where the projections of attention have biases, its inputs are given a last entry of one: a bias is a column then.
+    """
 
     def __init__(
         self,
@@ -53,10 +56,32 @@ class ResidualStream:
         """Return what the attention of the source layer ``layer`` would be given here, in float32."""
         norm = layer.get_submodule(self._spec.family.input_norm.removesuffix(".weight"))
         hidden = self._hidden[rows]
-        inputs = torch.empty_like(hidden)
+        inputs = hidden.new_ones(*hidden.shape[:2], self._spec.input_size)
         for batch, given in zip(hidden.split(self._batch_size), inputs.split(self._batch_size), strict=True):
-            given.copy_(norm(batch))
+            given[..., : hidden.shape[-1]] = norm(batch)
         return inputs
+
+    @torch.no_grad()
+    def projected(
+        self, layer: nn.Module, rows: slice, names: Iterable[str]
+    ) -> Iterator[tuple[Float[Tensor, "_ _ hidden"], dict[str, Float[Tensor, "_ _ _"]]]]:
+        """Yield the inputs that attention would be given here, and what these of its projections would make of them.
+
+        Norms on heads are part of a projection.
+        """
+        attention = layer.get_submodule(self._spec.family.attention)
+        for inputs in self.inputs(layer, rows).split(self._batch_size):
+            made = {}
+            with _products_in(self._dtype, inputs):
+                for name in names:
+                    made[name] = attention.get_submodule(name)(inputs[..., : self._spec.hidden_size])
+                    if name in self._spec.family.head_norms:
+                        norm = attention.get_submodule(self._spec.family.head_norms[name])
+                        made[name] = norm(made[name].unflatten(-1, (-1, self._spec.head_dim))).flatten(-2)
+            yield inputs, made
+
+    def _with_one(self, inputs: Float[Tensor, "batch tokens hidden0"]) -> Float[Tensor, "batch tokens hidden"]:
+        return nn.functional.pad(inputs, (0, self._spec.input_size - inputs.shape[-1]), value=1.0)
 
 
 class SourceStream(ResidualStream):
@@ -97,11 +122,12 @@ class SourceStream(ResidualStream):
         seen: dict[str, Tensor] = {}
 
         def watch_attention(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -> None:
-            seen["input"] = args[0] if args else kwargs["hidden_states"]
+            seen["input"] = self._with_one(args[0] if args else kwargs["hidden_states"])
             seen["output"] = output[0]
 
         def watch(name: str) -> Callable[..., None]:
-            return lambda module, args, output: seen.update({name: output})
+            # A norm on each head leaves the heads apart.
+            return lambda module, args, output: seen.update({name: output.flatten(2)})
 
         hooks = [attention.register_forward_hook(watch_attention, with_kwargs=True)]
         for name, path in zip(("query", "key", "value"), self._spec.family.projections, strict=True):
@@ -138,7 +164,7 @@ class ConvertedStream(ResidualStream):
     def advance(self, layer: nn.Module, attend: Callable[[Tensor], Tensor]) -> None:
         """Send all windows through ``layer`` with ``attend`` in the place of its attention."""
         name, source = self._spec.family.attention, layer.get_submodule(self._spec.family.attention)
-        layer.set_submodule(name, _Attention(attend))
+        layer.set_submodule(name, _Attention(lambda inputs: attend(self._with_one(inputs))))
         try:
             for batch in self._hidden.split(self._batch_size):
                 with _products_in(self._dtype, batch):

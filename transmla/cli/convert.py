@@ -38,6 +38,7 @@ def convert_model(
     heal_steps: Annotated[int | None, typer.Option(help=_help("heal_steps"))] = None,
     profile: Annotated[str | None, typer.Option(help=_help("profile"))] = None,
     latent_norm: Annotated[str | None, typer.Option(help=_help("latent_norm"))] = None,
+    biases: Annotated[str | None, typer.Option(help=_help("biases"))] = None,
     dtype: Annotated[str | None, typer.Option(help=_help("dtype"))] = None,
     compute_dtype: Annotated[str | None, typer.Option(help=_help("compute_dtype"))] = None,
     device: Annotated[str | None, typer.Option(help=_help("device"))] = None,

@@ -20,6 +20,9 @@ from transmla.config import Profile
 from transmla.convert.latent import LATENT_EPS, LatentAttention
 from transmla.convert.sizes import MLASizes
 
+# The projections from the layer input that DeepSeek-V3 has biases for, where it has any.
+_BIASED = ("q_a_proj", "kv_a_proj_with_mqa")
+
 
 @dataclass(frozen=True)
 class NeutralNorm:
@@ -68,7 +71,7 @@ def fold_layer(
         layer: plain factors; padded here to ``sizes``.
         sizes: sizes of the target.
         norm: how the latent norm is neutralised.
-        input_moment: E[x xᵀ] of the layer input, for the size of an average latent.
+        input_moment: E[x xᵀ] of the layer input, for the size of an average latent; with biases, x ends in a one.
         input_bound: largest possible length ‖x‖ of the layer input.
         residual: factor on what is added to the residual stream, from :func:`residual_scale`.
     """
@@ -91,6 +94,11 @@ def fold_layer(
         tensors["q_a_proj.weight"] = down
         tensors["q_a_layernorm.weight"] = weight
         tensors["q_b_proj.weight"] = query.flatten(0, 1)
+    if layer.output_bias is not None:
+        tensors["o_proj.bias"] = layer.output_bias * residual
+        for name in _BIASED:
+            matrix = tensors[f"{name}.weight"]
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = matrix[:, :-1], matrix[:, -1]
     return tensors
 
 
@@ -101,6 +109,10 @@ def unfold_layer(
 
     ``live`` says that the layer had a norm of its own.
     """
+    tensors = dict(tensors)
+    if "o_proj.bias" in tensors:
+        for name in _BIASED:
+            tensors[f"{name}.weight"] = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"].unsqueeze(1)], 1)
     heads = tensors["kv_b_proj.weight"].shape[0] // (sizes.qk_nope_head_dim + sizes.v_head_dim)
     rows, key_rope = tensors["kv_a_proj_with_mqa.weight"].tensor_split([sizes.kv_lora_rank])
     up = tensors["kv_b_proj.weight"].unflatten(0, (heads, -1))
@@ -121,6 +133,7 @@ def unfold_layer(
         key_up=key_up,
         value_up=value_up,
         output=output,
+        output_bias=tensors["o_proj.bias"] / residual if "o_proj.bias" in tensors else None,
         softmax_scale=sizes.qk_head_dim**-0.5,
         query_down=None if sizes.q_lora_rank is None else restored("q_a_proj.weight", "q_a_layernorm.weight"),
     )

@@ -1,6 +1,7 @@
 """What a model is and what it can become, from its config and headers alone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,21 @@ def inspect(request: InspectRequest) -> Inspection:
 
 def _candidates(spec: AttentionSpec, token_bytes: int, context: int) -> Iterator[Candidate]:
     """Try the exact mode, common ratios, and the sizes that single engines insist on."""
-    ways: list[dict[str, Any]] = [{"exact": True}]
+    # Nothing holds a norm on queries and keys, and few engines hold their biases.
+    ways: list[dict[str, Any]] = [] if spec.family.head_norms else [{"exact": True}]
     ways += [{"kv_ratio": ratio} for ratio in _RATIOS]
+    fold: dict[str, Any] = {"biases": "fold"} if spec.biases and "o_proj" not in spec.biases else {}
+    if fold:
+        ways += [{"kv_ratio": ratio, **fold} for ratio in _RATIOS]
     fixed = sorted({(name, cache) for name, engine in ENGINES.items() for cache in engine.caches})
-    ways += [{"engine": (name,), "kv_lora_rank": rank, "qk_rope_head_dim": rope} for name, (rank, rope) in fixed]
+    ways += [
+        {"engine": (name,), "kv_lora_rank": rank, "qk_rope_head_dim": rope, **fold} for name, (rank, rope) in fixed
+    ]
     for way in ways:
         request = ConvertRequest(model="", output_dir=Path(), **way)
+        target = replace(spec, keep_biases=request.biases == "keep")
         try:
-            sizes = choose_sizes(request, spec)
+            sizes = choose_sizes(request, target)
         except UsageError:
             continue
         if sizes.cache_numbers > spec.cache_numbers:
@@ -121,7 +129,7 @@ def _candidates(spec: AttentionSpec, token_bytes: int, context: int) -> Iterator
             kv_bytes_per_token=sizes.cache_numbers * token_bytes,
             kv_bytes_in_context=sizes.cache_numbers * token_bytes * context,
             share=sizes.cache_numbers / spec.cache_numbers,
-            engines=tuple(engines_for(sizes, spec, request)),
+            engines=tuple(engines_for(sizes, target, request)),
         )
 
 

@@ -4,8 +4,10 @@
     logit_h = softmax_scale · ( q_h[:nope] · (key_up_h c)  +  q_h[nope:] rotated · κ rotated )
     output  = Σ_h output_h (value_up_h c)
 
-With ``latent_norm``, c is what RMSNorm with that weight makes of it, as in DeepSeek's code; without it, c is as it is.
-Rotary rows are interleaved pairs, as in DeepSeek's code, and the softmax scale is still the source's.
+With ``output_bias``, that is added. With ``latent_norm``, c is what RMSNorm with that weight makes of it, as in
+DeepSeek's code; without it, c is as it is. Rotary rows are interleaved pairs, as in DeepSeek's code, and the softmax
+scale is still the source's. Where the source has biases, x ends in a one, and the last columns of the projections from
+x are their biases.
 """
 
 from collections.abc import Callable
@@ -38,6 +40,7 @@ class LatentAttention:
     Attributes:
         query_nope, query_rope: per head, from the layer input, or from ``query_down`` where there is one.
         query_down: optional low-rank query projection.
+        output_bias: optional, what is put out whatever the input.
         latent_norm: optional weight of an RMSNorm on the latent.
         latent: down projection to the cached latent.
         key_rope: projection to the cached rotary key, shared by all heads.
@@ -52,10 +55,11 @@ class LatentAttention:
     key_rope: Float[Tensor, "rope hidden"]
     key_up: Float[Tensor, "heads nope rank"]
     value_up: Float[Tensor, "heads value rank"]
-    output: Float[Tensor, "heads hidden value"]
+    output: Float[Tensor, "heads hidden0 value"]
     softmax_scale: float
     query_down: Float[Tensor, "query_rank hidden"] | None = None
     latent_norm: Float[Tensor, " rank"] | None = None
+    output_bias: Float[Tensor, " hidden0"] | None = None
 
     @property
     def query(self) -> Float[Tensor, "heads query_dim query_in"]:
@@ -106,9 +110,10 @@ class LatentAttention:
 
     def attend(
         self, inputs: Float[Tensor, "batch tokens hidden"], frequencies: Float[Tensor, " slot"]
-    ) -> Float[Tensor, "batch tokens hidden"]:
+    ) -> Float[Tensor, "batch tokens hidden0"]:
         """Run causal attention: what the layer adds to the residual stream."""
-        return torch.einsum("bhtd,hxd->btx", self.heads_output(inputs, frequencies), self.output)
+        output = torch.einsum("bhtd,hxd->btx", self.heads_output(inputs, frequencies), self.output)
+        return output if self.output_bias is None else output + self.output_bias
 
     def padded(self, sizes: MLASizes) -> "LatentAttention":
         """Pad with zeros up to ``sizes``; the function computed stays the same."""

@@ -75,6 +75,7 @@ def complex_layer(weights: AttentionWeights, moments: Moments, target: Target) -
         key_up=maps.key_up,
         value_up=maps.value_up,
         output=weights.output,
+        output_bias=weights.output_bias,
         softmax_scale=weights.key.shape[1] ** -0.5,
     ), fold
 
@@ -188,6 +189,7 @@ def exact_layer(weights: AttentionWeights) -> LatentAttention:
         key_up=weights.query.new_zeros(heads, 0, kv_heads * head_dim),
         value_up=select.repeat_interleave(heads // kv_heads, dim=0),
         output=weights.output,
+        output_bias=weights.output_bias,
         softmax_scale=head_dim**-0.5,
     )
 
@@ -210,6 +212,22 @@ def compress_queries(layer: LatentAttention, moments: Moments, *, rank: int) -> 
     up = factors.up.unflatten(0, (heads, width))
     split = layer.query_nope.shape[1]
     return replace(layer, query_nope=up[:, :split], query_rope=up[:, split:], query_down=factors.down)
+
+
+def split_queries(layer: LatentAttention, *, head_dim: int) -> LatentAttention:
+    """Write the same queries as one projection for all heads and one map a head: only the first can have biases.
+
+    Nothing is lost, for the source's queries have ``head_dim`` numbers a head.
+    """
+    heads = len(layer.query)
+    up, size, down = torch.linalg.svd(layer.query, full_matrices=False)
+    up, down = up[..., :head_dim], (size.unsqueeze(-1) * down)[:, :head_dim]
+    # A head with fewer numbers than the source's has nothing to put into the rest.
+    up, down = pad(up, 2, head_dim), pad(down, 1, head_dim)
+    own = torch.eye(heads).to(up)
+    query = torch.einsum("hwd,hg->hwgd", up, own).flatten(2)
+    split = layer.query_nope.shape[1]
+    return replace(layer, query_nope=query[:, :split], query_rope=query[:, split:], query_down=down.flatten(0, 1))
 
 
 def _assemble(
@@ -246,6 +264,7 @@ def _assemble(
         key_up=key_up,
         value_up=value_up.repeat_interleave(groups, dim=0),
         output=weights.output,
+        output_bias=weights.output_bias,
         softmax_scale=head_dim**-0.5,
     )
 
@@ -284,6 +303,11 @@ def _energy(rows: Float64[Tensor, "kv_heads head_dim hidden"], moment: Float64[T
 
 
 def _double(weights: AttentionWeights) -> AttentionWeights:
+    bias = weights.output_bias
     return AttentionWeights(
-        weights.query.double(), weights.key.double(), weights.value.double(), weights.output.double()
+        weights.query.double(),
+        weights.key.double(),
+        weights.value.double(),
+        weights.output.double(),
+        None if bias is None else bias.double(),
     )

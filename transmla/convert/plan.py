@@ -3,20 +3,21 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 import transmla
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
+from transmla.calibration.linear import nearest_linear
 from transmla.calibration.moments import AttentionWeights
-from transmla.calibration.stream import SourceStream
+from transmla.calibration.stream import ResidualStream, SourceStream
 from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
@@ -119,13 +120,38 @@ class ConversionPlan:
         names = [name for name in self.skeleton.shapes if name.startswith(prefix)]
         return {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
 
-    def attention_weights(self, layer: Mapping[str, Tensor]) -> AttentionWeights:
-        """Take the attention of a layer that was read, in float32 on the device."""
-        projections = {
-            name: layer[f"{self.spec.family.attention}.{name}.weight"].to(self.device, torch.float32)
-            for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        }
-        return AttentionWeights.from_projections(self.spec, **projections)
+    def attention_weights(
+        self, tensors: Mapping[str, Tensor], layer: nn.Module | None = None, *, inputs: ResidualStream | None = None
+    ) -> AttentionWeights:
+        """Take the attention of a source layer, in float32 on the device.
+
+        Args:
+            tensors: of the layer, as they were read.
+            layer: the layer itself, and
+            inputs: the stream in front of it: what is not linear in the input is fitted on the first windows of it.
+        """
+        spec = self.spec
+
+        def tensor(name: str, kind: str) -> Tensor:
+            return tensors[f"{spec.family.attention}.{name}.{kind}"].to(self.device, torch.float32)
+
+        weights = {name: tensor(name, "weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        output_bias = None
+        if spec.biased:
+            # Attention shares out one in all, so what every value has in common is put out whatever it does.
+            shared = tensor("v_proj", "bias").unflatten(0, (spec.num_key_value_heads, 1, spec.head_dim))
+            output_bias = weights["o_proj"] @ shared.expand(-1, spec.num_key_value_groups, -1).flatten()
+            if "o_proj" in spec.biases:
+                output_bias = output_bias + tensor("o_proj", "bias")
+            for name in ("q_proj", "k_proj"):
+                weights[name] = torch.cat([weights[name], tensor(name, "bias").unsqueeze(1)], dim=1)
+            weights["v_proj"] = nn.functional.pad(weights["v_proj"], (0, 1))
+        if names := sorted(spec.nonlinear):
+            assert layer is not None, "without text such a source is refused"
+            assert inputs is not None, "without text such a source is refused"
+            seen = inputs.projected(layer, slice(0, self.request.num_windows), names)
+            weights |= nearest_linear(seen, {name: weights[name] for name in names})
+        return AttentionWeights.from_projections(spec, **weights, output_bias=output_bias)
 
     def source_stream(self, windows: Int[Tensor, "windows tokens"]) -> SourceStream:
         """Return the source's residual stream in front of the first layer."""
@@ -236,7 +262,7 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     source = open_source(request.model, gguf_file=request.gguf_file, revision=request.revision, token=request.token)
     check_output(request.output_dir, source_folder=source.folder, overwrite=overwrite)
     source_config = load_config(source.folder)
-    spec = describe(source_config)
+    spec = replace(describe(source_config), keep_biases=request.biases == "keep")
     device = choose_device(request.device)
     if device.type == "mps":
         raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
@@ -247,7 +273,7 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     skeleton = Skeleton(source_config)
     reader.check(expected_shapes(skeleton, spec, tied=source_config.tie_word_embeddings))
     norm = NORMS[request.profile]
-    dtype = _storage_dtype(request, reader, spec)
+    dtype = _storage_dtype(request, reader, spec, sizes)
     config = target_config(source_config, spec, sizes, norm, dtype=dtype, exact=request.exact)
     # The stock class itself says which tensors a checkpoint of this config has.
     tensors = [TensorPlan(name, tuple(s), dtype) for name, s in Skeleton(load_target(config)).shapes.items()]
@@ -292,7 +318,12 @@ def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -
 
 def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
     if method == "exact":
-        for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps", "latent_norm"):
+        if spec.family.head_norms:
+            raise UsageError(
+                f"--exact is impossible for {spec.family.title}, because MLA has no norm on queries and keys: pass "
+                "sizes and a text instead."
+            )
+        for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps", "latent_norm", "biases"):
             if getattr(request, flag) not in (ConvertRequest.model_fields[flag].default, ("none",)):
                 raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
         return
@@ -301,6 +332,11 @@ def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes,
             "The calibration text is missing: pass --calibration FILE or a hub data set, or --calibration none to "
             "convert from the weights alone, which loses far more quality."
         )
+    if spec.nonlinear and "none" in request.calibration:
+        what = "The norm on queries and keys" if spec.family.head_norms else "--biases fold"
+        raise UsageError(f"{what} needs a text, to find the nearest linear maps on: pass --calibration FILE.")
+    if "o_proj" in spec.biases and not spec.keep_biases:
+        raise UsageError("--biases fold has no place for a bias on the output of attention: use --biases keep.")
     if "none" in request.calibration and len(request.calibration) > 1:
         raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
     live = request.latent_norm == "live"
@@ -334,11 +370,13 @@ def _folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) -> tup
     return (request.freq_fold,)
 
 
-def _storage_dtype(request: ConvertRequest, reader: CheckpointReader, spec: AttentionSpec) -> torch.dtype:
+def _storage_dtype(
+    request: ConvertRequest, reader: CheckpointReader, spec: AttentionSpec, sizes: MLASizes
+) -> torch.dtype:
     dtype = reader.headers[spec.family.embedding].dtype if request.dtype == "auto" else _DTYPES[request.dtype]
     if dtype not in _DTYPES.values():
         raise CheckpointError(f"The weights are stored as {dtype}: convert a float32, bfloat16 or float16 one.")
-    tiny = request.latent_norm == "neutral" or request.q_lora_rank is not None
+    tiny = request.latent_norm == "neutral" or sizes.q_lora_rank is not None
     if dtype == torch.float16 and request.profile == "portable" and tiny:
         raise UsageError(
             "The portable profile writes latent rows of about 1e-6, which float16 cannot hold: "

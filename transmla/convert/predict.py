@@ -41,10 +41,10 @@ def predict_splits(
         for index in range(plan.spec.num_hidden_layers):
             trim_memory()
             tensors = plan.read_layer(index)
-            weights = plan.attention_weights(tensors)
-            sums = MomentSums(weights, plan.spec, tokens=windows.shape[1])
             residual = 0.0
             with stream.layer(index, tensors) as layer:
+                weights = plan.attention_weights(tensors, layer, inputs=stream)
+                sums = MomentSums(weights, plan.spec, tokens=windows.shape[1])
                 for attended in stream.advance(layer, slice(None)):
                     sums.add(attended)
                     residual += attended.residual.float().square().sum().item() / windows.numel()

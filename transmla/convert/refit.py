@@ -32,7 +32,8 @@ def refit_output(
         heads_output = rearrange(layer.heads_output(batch.inputs, frequencies), "b h t d -> (b t) (h d)")
         weighted = heads_output * batch.weights.flatten().unsqueeze(-1)
         gram += weighted.mT @ heads_output
-        cross += weighted.mT @ batch.outputs.flatten(0, 1)
+        wanted = batch.outputs if layer.output_bias is None else batch.outputs - layer.output_bias
+        cross += weighted.mT @ wanted.flatten(0, 1)
     before = rearrange(layer.output.double(), "h x d -> (h d) x")
     energy = gram.diagonal()
     pull = _RIDGE * energy + 1e-9 * energy.mean() + torch.finfo(torch.float64).tiny

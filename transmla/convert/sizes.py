@@ -52,7 +52,11 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
         raise UsageError("--kv-lora-rank and --qk-rope-head-dim belong together: give both, or --kv-ratio instead.")
     else:
         sizes = _plain(request.kv_lora_rank, request.qk_rope_head_dim, spec)
-    sizes = replace(sizes, q_lora_rank=request.q_lora_rank)
+    if request.q_lora_rank is not None and request.q_lora_rank > spec.hidden_size:
+        raise UsageError(f"--q-lora-rank {request.q_lora_rank} is out of range: the hidden size is {spec.hidden_size}.")
+    # Only a query projection that all heads share can have biases; as large as all heads together it loses nothing.
+    whole = spec.num_attention_heads * spec.head_dim if spec.biased else None
+    sizes = replace(sizes, q_lora_rank=whole if request.q_lora_rank is None else request.q_lora_rank)
     if not request.exact:
         _check_range(sizes, spec, padded=any(ENGINES[name].caches for name in request.engine))
     for name in request.engine:
@@ -114,6 +118,11 @@ def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profil
         raise UsageError(
             f"{engine.title} cannot give every rotary slot its own frequency, which --exact needs; "
             "transformers can, or convert with --kv-ratio."
+        )
+    if spec.biased and not engine.biases:
+        raise UsageError(
+            f"{engine.title} has no place for the biases of {', '.join(sorted(spec.biases))}: "
+            + ("--exact needs one that has." if exact else "pass --biases fold.")
         )
     if engine.max_layers is not None and spec.num_hidden_layers > engine.max_layers:
         raise UsageError(
@@ -197,5 +206,3 @@ def _check_range(sizes: MLASizes, spec: AttentionSpec, *, padded: bool) -> None:
             f"{sizes.kv_lora_rank} + {sizes.qk_rope_head_dim} is out of range: the source caches only "
             f"{spec.cache_numbers} numbers per token and layer. Ask for less, or for --exact."
         )
-    if sizes.q_lora_rank is not None and sizes.q_lora_rank > spec.hidden_size:
-        raise UsageError(f"--q-lora-rank {sizes.q_lora_rank} is out of range: the hidden size is {spec.hidden_size}.")

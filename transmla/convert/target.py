@@ -67,7 +67,7 @@ def target_config(
         "v_head_dim": sizes.v_head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": norm.eps,
-        "attention_bias": False,
+        "attention_bias": spec.biased,
         "max_position_embeddings": spec.max_position_embeddings,
         "rope_interleave": True,
         # To the power of whatever, 1 is 1: in exact mode the factors alone make the frequencies.

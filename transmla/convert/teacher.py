@@ -27,7 +27,7 @@ class Lesson:
     """
 
     inputs: Float[Tensor, "windows tokens hidden"]
-    outputs: Float[Tensor, "windows tokens hidden"]
+    outputs: Float[Tensor, "windows tokens hidden0"]
     weights: Float[Tensor, "windows tokens"]
 
     def batches(self, size: int) -> Iterator["Lesson"]:

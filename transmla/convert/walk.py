@@ -12,7 +12,7 @@ from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
 from transmla.convert.fold import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
-from transmla.convert.layer import complex_layer, compress_queries, exact_layer, rorope_layer
+from transmla.convert.layer import complex_layer, compress_queries, exact_layer, rorope_layer, split_queries
 from transmla.convert.live import live_norm
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.refit import refit_output
@@ -92,12 +92,13 @@ class _Walk:
     def convert(self, index: int) -> ConvertedLayer:
         """Convert one layer and move the residual streams past it."""
         source = self._plan.read_layer(index)
-        weights = self._plan.attention_weights(source)
         if self._stream is None:
+            weights = self._plan.attention_weights(source)
             moments = Moments.from_weights(weights, window=self._plan.request.window)
             attention, fold = self._convert_attention(weights, moments)
             return self._finish(index, source, attention, moments, LayerReport(layer=index, freq_fold=fold))
         with self._stream.layer(index, source) as layer:
+            weights = self._plan.attention_weights(source, layer, inputs=self._converted or self._stream)
             moments, fit, heldout = self._observe(layer, weights)
             attention, fold = self._convert_attention(weights, moments)
             attention, errors = self._improve(index, attention.map(Tensor.float), moments, fit, heldout)
@@ -129,7 +130,8 @@ class _Walk:
         """Move the source's stream past ``layer``, and say what the converted layer should make of its own inputs."""
         assert self._stream is not None
         inputs = (self._converted or self._stream).inputs(layer, rows)
-        lesson = Lesson(inputs, torch.empty_like(inputs), inputs.new_empty(inputs.shape[:2]))
+        shape = inputs.shape[:2]
+        lesson = Lesson(inputs, inputs.new_empty(*shape, self._plan.spec.hidden_size), inputs.new_empty(shape))
         done = 0
         for attended in self._stream.advance(layer, rows):
             batch = slice(done, done + len(attended.input))
@@ -181,8 +183,7 @@ class _Walk:
             plan.sizes,
             plan.norm,
             input_moment=moments.uniform,
-            # RMSNorm gives a vector of length sqrt(hidden_size) before its weight.
-            input_bound=source[plan.spec.family.input_norm].abs().max().item() * math.sqrt(plan.spec.hidden_size),
+            input_bound=self._input_bound(source[plan.spec.family.input_norm]),
             residual=plan.residual,
         )
         attention_tensors = {f"self_attn.{name}": tensor.to(plan.dtype) for name, tensor in folded.items()}
@@ -194,6 +195,12 @@ class _Walk:
             else:
                 tensors[planned.name] = plan.stored(source[local], residual=local in plan.spec.family.residual_writers)
         return ConvertedLayer(tensors, report)
+
+    def _input_bound(self, norm: Tensor) -> float:
+        """Return the largest possible length of the input of attention."""
+        spec = self._plan.spec
+        # RMSNorm gives a vector of length sqrt(hidden_size) before its weight; a one follows where there are biases.
+        return math.hypot(norm.abs().max().item() * math.sqrt(spec.hidden_size), spec.input_size - spec.hidden_size)
 
     def _unfold(self, stored: dict[str, Tensor]) -> LatentAttention:
         tensors = {name: tensor.to(self._plan.device, torch.float32) for name, tensor in stored.items()}
@@ -223,11 +230,14 @@ class _Walk:
         """Return the plain factors, and the fold at which the rotation was split."""
         plan = self._plan
         if plan.method == "exact":
-            return exact_layer(weights), None
-        target = plan.layer_target(plan.sizes, plan.folds)
-        attention, fold = _METHODS[plan.method](weights, moments, target)
-        if plan.sizes.q_lora_rank is not None:
-            attention = compress_queries(attention, moments, rank=plan.sizes.q_lora_rank)
+            attention, fold = exact_layer(weights), None
+        else:
+            target = plan.layer_target(plan.sizes, plan.folds)
+            attention, fold = _METHODS[plan.method](weights, moments, target)
+        if plan.request.q_lora_rank is not None:
+            attention = compress_queries(attention, moments, rank=plan.request.q_lora_rank)
+        elif plan.sizes.q_lora_rank is not None:
+            attention = split_queries(attention, head_dim=plan.spec.head_dim)
         return attention, fold
 
 

@@ -1,0 +1,145 @@
+"""What MLA has no place for: norms on heads, and in many engines biases on queries, keys and values."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.convert.examples import randn
+from tests.convert.models import (
+    asked,
+    convert_and_keep,
+    difference,
+    factor_logits,
+    load,
+    load_tensors,
+    logits,
+    plain_grid,
+    read_config,
+    some_ids,
+)
+from tests.factory import tiny_checkpoint
+from transmla.calibration.linear import nearest_linear
+from transmla.convert import plan as plan_module
+from transmla.convert.plan import plan_conversion
+from transmla.convert.run import convert
+from transmla.errors import UsageError
+
+SIZES = {"kv_lora_rank": 44, "qk_rope_head_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Give every token something in common, as training does: random models have no near-constant functional."""
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("source"), family="qwen2")
+    tensors = load_tensors(folder, dtype=None)
+    tensors["model.embed_tokens.weight"][:, :6] += 2
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def without_biases(source, tmp_path_factory):
+    """The same model with its biases at zero."""
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("silent"), family="qwen2")
+    tensors = load_tensors(source, dtype=None)
+    silent = {name: torch.zeros_like(t) if name.endswith("bias") else t for name, t in tensors.items()}
+    save_file(silent, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("method", ["complex", "rorope"])
+def test_folded_biases_need_no_place_and_do_nearly_what_they_did(
+    source, without_biases, calibration_text, tmp_path, method
+):
+    found = {}
+    for biases in ("keep", "fold"):
+        output = tmp_path / biases
+        convert(asked(source, output, calibration_text, method=method, biases=biases, **SIZES))
+        found[biases] = logits(load(output), some_ids())
+        config = read_config(output)
+        assert config["attention_bias"] is (biases == "keep")
+        assert config["q_lora_rank"] == (96 if biases == "keep" else None)
+        assert any(name.endswith("bias") for name in load_tensors(output)) is (biases == "keep")
+    source_logits = logits(load(source), some_ids())
+    lost = (logits(load(without_biases), some_ids()) - source_logits).square().mean().sqrt()
+    off = {biases: (each - source_logits).square().mean().sqrt() for biases, each in found.items()}
+    assert off["fold"] < 0.6 * lost
+    assert off["fold"] < 1.5 * off["keep"]
+
+
+def test_the_maps_are_least_squares():
+    inputs, wanted = randn(5, 20, 8, seed=0), randn(5, 20, 6, seed=1)
+    weights = {"q_proj": randn(6, 8, seed=2)}
+    seen = [(inputs[:2], {"q_proj": wanted[:2]}), (inputs[2:], {"q_proj": wanted[2:]})]
+    found = nearest_linear(seen, weights)["q_proj"]
+    expected = torch.linalg.lstsq(inputs.flatten(0, 1), wanted.flatten(0, 1)).solution.T
+    assert difference(found, expected) < 1e-4  # a little is pulled, and products are in float32
+    crude = nearest_linear(seen, weights, ridge=1e12)["q_proj"]
+    for row, weight, made in zip(crude, weights["q_proj"], wanted.flatten(0, 1).T, strict=True):
+        plain = inputs.flatten(0, 1) @ weight
+        assert difference(row, weight * (made @ plain) / (plain @ plain)) < 1e-4
+
+
+def test_a_bias_becomes_a_functional_that_is_nearly_one():
+    inputs, weight, bias = randn(5, 20, 8, seed=0), randn(6, 8, seed=2), randn(6, seed=3)
+    inputs[..., 2] = 3 + 0.01 * randn(5, 20, seed=1)
+    found = nearest_linear([(inputs, {"k_proj": inputs @ weight.T + bias})], {"k_proj": weight})["k_proj"]
+    constant = torch.linalg.lstsq(inputs.flatten(0, 1), torch.ones(100, 1).double()).solution[:, 0]
+    assert difference(found, weight + torch.outer(bias, constant)) < 1e-4
+    assert (inputs @ constant - 1).abs().max() < 0.02
+
+
+@pytest.fixture(scope="module")
+def normed(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("normed"), family="qwen3")
+
+
+@pytest.mark.parametrize("choices", [{}, {"method": "rorope"}, {"heal_steps": 20}])
+def test_a_norm_on_heads_becomes_a_linear_map(normed, calibration_text, tmp_path, choices):
+    report, factors = convert_and_keep(normed, tmp_path / "out", calibration_text, **SIZES, **choices)
+    ids = some_ids(1)[0]
+    converted = load(tmp_path / "out")
+    expected = factor_logits(normed, factors, plain_grid(read_config(tmp_path / "out")), ids)
+    assert difference(logits(converted, ids[None])[0], expected) < 1e-4
+    if not choices:
+        # The crude answer, one factor for each number, is further off on text that neither has seen.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan_module, "nearest_linear", partial(nearest_linear, ridge=1e12))
+            crude = convert(asked(normed, tmp_path / "crude", calibration_text, **SIZES))
+        assert report.mean_relative_error < 0.95 * crude.mean_relative_error
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"biases": "fold", "exact": True}, "--exact fits nothing: drop --biases"),
+        ({"biases": "fold", "calibration": "none", **SIZES}, "find the nearest linear maps on: pass --calibration"),
+        ({"engine": "llama.cpp", "exact": True}, "every rotary slot its own frequency"),
+        ({"engine": "llama.cpp", "calibration": "none", **SIZES}, "no place for the biases of k_proj, q_proj, v_proj"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(source, tmp_path, choices, message):
+    with pytest.raises(UsageError, match=message):
+        plan_conversion(asked(source, tmp_path / "out", **choices))
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"exact": True}, "--exact is impossible for Qwen3, because MLA has no norm on queries and keys"),
+        ({"calibration": "none", **SIZES}, "The norm on queries and keys needs a text"),
+    ],
+)
+def test_a_norm_on_heads_has_no_exact_form(normed, tmp_path, choices, message):
+    with pytest.raises(UsageError, match=message):
+        plan_conversion(asked(normed, tmp_path / "out", **choices))
+
+
+def test_a_bias_on_the_output_stays(calibration_text, tmp_path):
+    source = tiny_checkpoint(tmp_path / "source", attention_bias=True)
+    with pytest.raises(UsageError, match="bias on the output of attention: use --biases keep"):
+        plan_conversion(asked(source, tmp_path / "out", calibration_text, biases="fold", **SIZES))
