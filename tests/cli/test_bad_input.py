@@ -109,10 +109,7 @@ class TestSource:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (
-                {"model_type": "gpt2"},
-                r"model_type 'gpt2' in .* is not supported; supported: llama, mistral, qwen2",
-            ),
+            ({"model_type": "gpt2"}, r"'gpt2' in .* is not supported; supported: llama, mistral, qwen2, qwen3"),
             ({"model_type": None}, r"model_type None in .* is not supported"),
             ({"mlp_bias": True}, r"no biases in its MLP \(config.json: mlp_bias = True\)"),
             ({"hidden_act": "gelu"}, r"SwiGLU with silu only \(config.json: hidden_act = 'gelu'\)"),

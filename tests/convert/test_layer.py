@@ -183,6 +183,7 @@ def test_the_matrix_form_used_for_models_is_the_double_loop(low_rank_queries, x)
 def test_inputs_are_left_as_they_are(x):
     weights, theta = random_weights(6, 2, 8), frequencies(8)
     moments = random_moments(weights)
+    weights = replace(weights, output_bias=randn(HIDDEN, seed=9))
     before = [tensor.clone() for part in (weights, moments) for tensor in vars(part).values()]
     layer, _ = complex_layer(weights, moments, make_target(12, theta, theta, folds=(1, 2)))
     compress_queries(layer, moments, rank=9)
