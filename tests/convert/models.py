@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from tests.convert.naive import latent_attention_matrix, model_logits, stored_attention
+from tests.factory import tiny_checkpoint
 from transmla.checkpoint.journal import Journal
 from transmla.config import ConvertRequest
 from transmla.convert import walk
@@ -34,6 +36,25 @@ def load_tensors(folder: Path, dtype: torch.dtype | None = torch.float64) -> dic
         with safe_open(path, "pt") as shard:
             tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
     return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def rewritten(folder: Path, change) -> Path:
+    """Change the weights of a checkpoint of one file."""
+    tensors = load_tensors(folder, dtype=None)
+    tensors = {name: change(name, tensor) for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def checkpoint_with_a_common_direction(folder: Path, **choices: Any) -> Path:
+    """Give every token something in common, as training does: random models have no near-constant functional."""
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name == "model.embed_tokens.weight":
+            tensor[:, :6] += 2
+        return tensor
+
+    return rewritten(tiny_checkpoint(folder, **choices), change)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

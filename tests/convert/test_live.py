@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
 from tests.convert.models import (
     asked,
+    checkpoint_with_a_common_direction,
     contents,
     convert_and_keep,
     difference,
@@ -24,7 +24,6 @@ from tests.convert.models import (
     some_ids,
 )
 from tests.convert.naive import latent_attention, relative_error, rms_norm
-from tests.factory import tiny_checkpoint
 from transmla.convert.fold import NORMS, fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.layer import complex_layer
@@ -70,12 +69,7 @@ def live(plain):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Give every token something in common, as training does: random models have no near-constant functional."""
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("source"))
-    tensors = load_tensors(folder, dtype=None)
-    tensors["model.embed_tokens.weight"][:, :6] += 2
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return checkpoint_with_a_common_direction(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture

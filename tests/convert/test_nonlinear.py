@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.convert.examples import randn
 from tests.convert.models import (
     asked,
+    checkpoint_with_a_common_direction,
     convert_and_keep,
     difference,
     factor_logits,
@@ -19,6 +19,7 @@ from tests.convert.models import (
     logits,
     plain_grid,
     read_config,
+    rewritten,
     some_ids,
 )
 from tests.factory import tiny_checkpoint
@@ -33,22 +34,14 @@ SIZES = {"kv_lora_rank": 44, "qk_rope_head_dim": 16}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Give every token something in common, as training does: random models have no near-constant functional."""
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("source"), family="qwen2")
-    tensors = load_tensors(folder, dtype=None)
-    tensors["model.embed_tokens.weight"][:, :6] += 2
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return checkpoint_with_a_common_direction(tmp_path_factory.mktemp("source"), family="qwen2")
 
 
 @pytest.fixture(scope="module")
-def without_biases(source, tmp_path_factory):
+def without_biases(tmp_path_factory):
     """The same model with its biases at zero."""
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("silent"), family="qwen2")
-    tensors = load_tensors(source, dtype=None)
-    silent = {name: torch.zeros_like(t) if name.endswith("bias") else t for name, t in tensors.items()}
-    save_file(silent, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    folder = checkpoint_with_a_common_direction(tmp_path_factory.mktemp("silent"), family="qwen2")
+    return rewritten(folder, lambda name, tensor: torch.zeros_like(tensor) if name.endswith("bias") else tensor)
 
 
 @pytest.mark.parametrize("method", ["complex", "rorope"])

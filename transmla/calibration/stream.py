@@ -81,7 +81,7 @@ class ResidualStream:
             yield inputs, made
 
     def _with_one(self, inputs: Float[Tensor, "batch tokens hidden0"]) -> Float[Tensor, "batch tokens hidden"]:
-        return nn.functional.pad(inputs, (0, self._spec.input_size - inputs.shape[-1]), value=1.0)
+        return nn.functional.pad(inputs, (0, 1), value=1.0) if self._spec.biased else inputs
 
 
 class SourceStream(ResidualStream):

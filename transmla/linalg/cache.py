@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transmla.linalg.hermitian import sqrt_and_inverse
+
 # What the least tokens, and the least read of the cached numbers, count when the search scales its steps.
 _TOKEN_SHARE = 1e-3
 _ROW_SHARE = 0.05
@@ -176,9 +178,9 @@ class CacheProblem:
         keys, values = self.keys[:, :-1, :-1].mean(0), self.values.mean(0)
         tiny = torch.finfo(functionals.dtype).tiny
         energies = keys.trace().clamp_min(tiny), values.trace().clamp_min(tiny)
-        whiten, colour = _root_and_inverse(keys / energies[0] + values / energies[1], share=_TOKEN_SHARE)
+        whiten, colour = sqrt_and_inverse(keys / energies[0] + values / energies[1], share=_TOKEN_SHARE)
         white = self._of_unit_length(functionals @ whiten)
-        weigh, unweigh = _root_and_inverse(self._weight_of_rows(white @ colour, energies), share=_ROW_SHARE)
+        weigh, unweigh = sqrt_and_inverse(self._weight_of_rows(white @ colour, energies), share=_ROW_SHARE)
         free = (weigh @ white).requires_grad_()
         optimiser = torch.optim.LBFGS(
             [free], max_iter=steps, max_eval=2 * steps, history_size=20, line_search_fn="strong_wolfe"
@@ -212,13 +214,6 @@ class CacheProblem:
 
         latent = weight(maps.key_up, self.queries, energies[0]) + weight(maps.value_up, self.output_gram, energies[1])
         return torch.block_diag(weight(maps.slots, self.queries, energies[0]), latent)
-
-
-def _root_and_inverse(matrix: Tensor, *, share: float) -> tuple[Tensor, Tensor]:
-    """Return the square root and its inverse, with every eigenvalue raised by ``share`` of the mean one."""
-    values, vectors = torch.linalg.eigh(matrix)
-    values = (values + share * values.mean()).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
-    return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
 
 
 def quarter_turn(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch rows columns"]:

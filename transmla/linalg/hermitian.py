@@ -14,6 +14,15 @@ def sqrt_psd(matrix: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n
     return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mH
 
 
+def sqrt_and_inverse(
+    matrix: Inexact[Tensor, "n n"], *, share: float
+) -> tuple[Inexact[Tensor, "n n"], Inexact[Tensor, "n n"]]:
+    """Return the square root and its inverse, with every eigenvalue raised by ``share`` of the mean one."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values = (values + share * values.mean()).clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    return (vectors * values) @ vectors.mH, (vectors / values) @ vectors.mH
+
+
 def clamp_psd(matrix: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
     """Return the nearest positive semi-definite matrix: a moment summed in float32 may miss that by rounding."""
     values, vectors = torch.linalg.eigh(matrix)
