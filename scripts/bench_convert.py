@@ -1,5 +1,8 @@
 """Measure what ``transmla convert`` costs: time and peak memory, each in a process of its own.
 
+Beside it, just before and just after: a plain pass of the source over as many tokens. Two are the least that a
+conversion can take, one of the source and one of the converted layers.
+
 Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not.
 Flags after ``--`` go to ``transmla convert``:
 
@@ -25,6 +28,22 @@ from typing import Any
 
 IMPORTS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 VOCAB_SIZE = 4096
+# Batches as a conversion's; with the head and without, for a conversion has no use for it.
+PLAIN = """
+import json, sys, time, torch
+from transformers import AutoModelForCausalLM
+folder, gguf_file, windows, window = sys.argv[1], sys.argv[2] or None, int(sys.argv[3]), int(sys.argv[4])
+model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=torch.float32).eval()
+ids = torch.randint(model.config.vocab_size, (windows, window)).split(8)
+def seconds(run):
+    started = time.perf_counter()
+    for batch in ids:
+        run(batch, use_cache=False)
+    return time.perf_counter() - started
+with torch.no_grad():
+    model(ids[0])
+    print(json.dumps({"plain_body": seconds(model.model), "plain": seconds(model)}))
+"""
 
 
 def measure(command: list[str], *, threads: int) -> dict[str, float]:
@@ -50,6 +69,16 @@ def measure(command: list[str], *, threads: int) -> dict[str, float]:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
         "peak_mb": round(usage.ru_maxrss * unit / 1e6),
     }
+
+
+def plain_pass(model: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return the seconds that stock transformers takes for as many tokens, without the head and with it."""
+    gguf_file = options.flags[options.flags.index("--gguf-file") + 1] if "--gguf-file" in options.flags else ""
+    # The held-out windows go through, too; eight of them unless a flag says otherwise.
+    command = [sys.executable, "-c", PLAIN, model, gguf_file, str(options.num_windows + 8), str(options.window)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    return json.loads(done.stdout)
 
 
 def make_checkpoint(folder: Path, *, num_layers: int) -> None:
@@ -109,7 +138,11 @@ def bench(model: str, calibration: str, options: argparse.Namespace) -> dict[str
         command += ["--calibration", calibration]
         for flag in ("qk_rope_head_dim", "kv_lora_rank", "num_windows", "window"):
             command += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
-        return {**describe(Path(model)), **measure(command + options.flags, threads=options.threads)}
+        before = plain_pass(model, options)
+        measured = measure(command + options.flags, threads=options.threads)
+        after = plain_pass(model, options)
+        plain = {name: round((before[name] + after[name]) / 2, 2) for name in before}
+        return {**describe(Path(model)), **measured, **plain}
 
 
 def bench_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -133,7 +166,7 @@ def print_table(report: dict[str, Any]) -> None:
     """Print the rows for people."""
     print(f"{report['machine']}; {report['threads']} threads; " + ", ".join(map(" ".join, report["versions"].items())))
     print(f"{report['num_windows']} windows of {report['window']} tokens; flags: {' '.join(report['flags']) or 'none'}")
-    columns = ("layers", "parameters", "checkpoint_mb", "seconds", "cpu_seconds", "peak_mb")
+    columns = ("layers", "parameters", "checkpoint_mb", "seconds", "cpu_seconds", "peak_mb", "plain_body", "plain")
     print("  ".join(f"{column:>13}" for column in columns))
     for row in ({"layers": "imports only", **report["imports"]}, *report["rows"]):
         cells = (row.get(column, "-") for column in columns)

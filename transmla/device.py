@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -29,13 +30,30 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def reuse_memory() -> None:
+    """Have this process keep what it frees for its next tensors, until :func:`trim_memory`.
+
+    glibc maps every large block anew and gives it back when it is freed; the system then clears it page by page for
+    each activation, which takes a twentieth of a conversion's time on a CPU.
+    """
+    set_option = _from_libc("mallopt")
+    if set_option is not None:
+        # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h.
+        for option in (-1, -3):
+            set_option(option, 2**31 - 1)
+
+
 def trim_memory() -> None:
     """Return freed memory to the operating system, between two units of long work.
 
-    glibc keeps freed blocks of less than 32 MiB for itself and scatters new ones among them: layer after layer the
-    process would grow, although nothing is held.
+    glibc keeps freed blocks for itself and scatters new ones among them: layer after layer the process would grow,
+    although nothing is held.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    trim = _from_libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _from_libc(name: str) -> Callable[..., int] | None:
+    """Return a function of glibc, where there is one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -80,6 +80,11 @@ def cost_by_regression(functionals, tokens):
     return total
 
 
+def test_the_slope_of_the_cost_is_that_of_its_values():
+    cost = problem().cost
+    assert torch.autograd.gradcheck(cost, FUNCTIONALS.clone().requires_grad_(), eps=1e-5, rtol=1e-5, atol=1e-6)
+
+
 def test_the_cost_is_what_the_best_regressions_leave():
     expected = cost_by_regression(FUNCTIONALS, tokens_with_one())
     torch.testing.assert_close(problem().cost(FUNCTIONALS), expected, rtol=1e-8, atol=0)  # measured 1.2e-9

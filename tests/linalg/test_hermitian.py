@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transmla.linalg.hermitian import leading_eigenvectors, sqrt_psd
+from transmla.linalg.hermitian import clamp_psd, leading_eigenvectors, sqrt_psd
 
 DTYPES = (torch.float64, torch.complex128)
 problems = settings(max_examples=40, deadline=None)
@@ -42,6 +42,16 @@ def test_eigenvalues_below_zero_count_as_zero():
     matrix = (vectors * torch.tensor([4.0, 1.0, -0.5])) @ vectors.mT
     expected = (vectors * torch.tensor([2.0, 1.0, 0.0])) @ vectors.mT
     torch.testing.assert_close(sqrt_psd(matrix), expected, rtol=0, atol=1e-12)
+
+
+def test_a_matrix_is_clamped_where_it_has_eigenvalues_below_zero():
+    vectors = torch.linalg.qr(random_psd(3)).Q
+    definite = random_psd(3)
+    indefinite = (vectors * torch.tensor([4.0, 1.0, -0.5])) @ vectors.mT
+    nearest = (vectors * torch.tensor([4.0, 1.0, 0.0])) @ vectors.mT
+    assert torch.equal(clamp_psd(definite), definite)
+    clamped = clamp_psd(torch.stack([definite, indefinite]))
+    torch.testing.assert_close(clamped, torch.stack([definite, nearest]), rtol=0, atol=1e-12)
 
 
 @problems

@@ -1,6 +1,7 @@
 """Stage 0: what the layer's inputs, tokens, distances and heads look like, as second moments.
 
-Only sums survive a batch: memory does not grow with the calibration text. Products run in float32, sums in float64.
+Only sums survive a batch: memory does not grow with the calibration text. Products run in float32, sums over batches in
+float64.
 
 What attention *should* do is the source's affair, on the source's own inputs; what the converted layer will read is
 what the converted layers below it put out. So a batch comes with both, and the moments of keys and values are those of
@@ -157,7 +158,10 @@ class MomentSums:
         inputs = (attended.input if inputs is None else inputs).float()
         piece = max(1, _MAX_PROBABILITIES // (self._spec.num_attention_heads * tokens**2))
         rows = (x.float().split(piece) for x in (attended.query, attended.key, attended.value, inputs))
-        received = torch.cat([self._attend(*part) for part in zip(*rows, strict=True)])
+        # Adding to a float64 sum takes as long as the product that is added, so it is done once a batch.
+        values = torch.zeros_like(self._values, dtype=torch.float32)
+        received = torch.cat([self._attend(values, *part) for part in zip(*rows, strict=True)])
+        self._values += values
         flat = inputs.flatten(0, 1)
         self._uniform += flat.T @ flat
         self._attended += _weighted_gram(flat, received.flatten())
@@ -165,12 +169,13 @@ class MomentSums:
 
     def _attend(
         self,
+        values: Float[Tensor, "heads joint joint"],
         query: Float[Tensor, "batch tokens queries"],
         key: Float[Tensor, "batch tokens keys"],
         value: Float[Tensor, "batch tokens keys"],
         inputs: Float[Tensor, "batch tokens hidden"],
     ) -> Float[Tensor, "batch tokens"]:
-        """Add what the heads do, and return the squared attention that each token receives."""
+        """Add what the heads do, what they pool to ``values``; return the squared attention each token receives."""
         spec = self._spec
         query, key, value = (rearrange(x, "b t (h d) -> b h t d", d=spec.head_dim) for x in (query, key, value))
         joint = inputs @ self._joint.T
@@ -190,7 +195,7 @@ class MomentSums:
         by_head = rearrange(interleave(to_pairs(query.mT)).mT, "b h t d -> h (b t) d")
         self._queries += _weighted_gram(by_head, rearrange(sums.query_cost, "b h t -> h (b t)"))
         pooled = rearrange(sums.pooled, "b h t j -> h (b t) j")
-        self._values += pooled.mT @ pooled
+        values.baddbmm_(pooled.mT, pooled)
         self._pooled += pooled.shape[1]
         return sums.token
 

@@ -63,7 +63,9 @@ def convert_model(
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
     from transmla.cli.plan_view import plan_table, report_table
     from transmla.convert.run import convert, prepare
+    from transmla.device import reuse_memory
 
+    reuse_memory()
     progress = choose_progress(quiet=quiet)
     if dry_run:
         plan, _ = prepare(request, progress=progress, overwrite=overwrite)

@@ -107,7 +107,8 @@ class _Walk:
             # What is stored is what the layers above will meet, rounding included.
             as_stored = self._unfold(self._attention_tensors(converted))
             report = report.model_copy(update={"relative_error": self._error(as_stored, heldout)})
-            if self._converted is not None:
+            # Nothing reads what comes out of the last one.
+            if self._converted is not None and index + 1 < self._plan.spec.num_hidden_layers:
                 self._advance_converted(layer, as_stored)
         return replace(converted, report=report)
 

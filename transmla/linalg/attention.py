@@ -62,7 +62,9 @@ def attention_sums(
     logits = torch.baddbmm(mask, (query * scale).flatten(0, 1), key.flatten(0, 1).mT)
     probability = logits.softmax(dim=-1).unflatten(0, query.shape[:2])
     output = probability @ value
-    pooled = probability[:, :, stride // 2 :: stride] @ joint.unsqueeze(1)
+    some = probability[:, :, stride // 2 :: stride]
+    # One product a window: a product a head would copy the window for each of them.
+    pooled = (some.flatten(1, 2) @ joint).unflatten(1, some.shape[1:3])
     squared = probability.square_()
 
     moved = output @ output_gram

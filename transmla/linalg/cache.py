@@ -135,33 +135,29 @@ class CacheProblem:
         own_resting = self._with_quarter_turn(self._own_key_columns(by_resting).mT)
         across = torch.cat([own_resting, torch.einsum("gpsj,bj->gpsb", by_slot, resting)], dim=-2)
         still = (by_resting @ resting.mT)[self._group]
-        turning = torch.einsum("hpqab,hpqab->hab", self._turned_together, both[self._group])
-        crossing = torch.einsum("hpa,hpab->hab", self._turned, across[self._group])
+        turning = (self._turned_together * both[self._group]).sum((1, 2))
+        crossing = (self._turned.unsqueeze(-1) * across[self._group]).sum(1)
         return torch.cat([torch.cat([turning, crossing], dim=2), torch.cat([crossing.mT, still], dim=2)], dim=1)
 
-    def _regress_keys(self, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _regress_keys(self, functionals: Tensor) -> tuple[Tensor, Tensor]:
         head_dim = self.queries.shape[1]
         moment = self._key_moment(functionals)
         own, features = moment[:, :head_dim], moment[:, head_dim:]
         return _regress(own[..., :head_dim], own[..., head_dim:], features[..., head_dim:], self.ridge)
 
-    def _regress_values(self, functionals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _regress_values(self, functionals: Tensor) -> tuple[Tensor, Tensor]:
         latent = functionals[self.rope :]
         pooled = self.values @ latent.mT
         return _regress(self._own_values, self._own_value_rows(pooled), latent @ pooled, self.ridge)
 
     def cost(self, functionals: Float[Tensor, "cached joint"]) -> Float[Tensor, ""]:
         """Return what the errors in keys and in values cost: squared error of the layer's output, per token."""
-        keys, _, _ = self._regress_keys(functionals)
-        values, _, _ = self._regress_values(functionals)
+        (_, keys), (_, values) = self._regress_keys(functionals), self._regress_values(functionals)
         return (keys * self.queries).sum() + (values * self.output_gram).sum()
 
     def maps(self, functionals: Float[Tensor, "cached joint"]) -> CacheMaps:
         """Return each head's best way to read the cache."""
-        _, root, scaled = self._regress_keys(functionals)
-        keys = torch.linalg.solve_triangular(root.mT, scaled, upper=True).mT
-        _, root, scaled = self._regress_values(functionals)
-        values = torch.linalg.solve_triangular(root.mT, scaled, upper=True).mT
+        (keys, _), (values, _) = self._regress_keys(functionals), self._regress_values(functionals)
         return CacheMaps(keys[..., : self.rope], keys[..., self.rope : -1], values)
 
     def refine(self, functionals: Float[Tensor, "cached joint"], *, steps: int) -> Float[Tensor, "cached joint"]:
@@ -222,11 +218,17 @@ def quarter_turn(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*
     return torch.stack([-pairs[..., 1, :], pairs[..., 0, :]], dim=-2).flatten(-3, -2)
 
 
-def _regress(own: Tensor, cross: Tensor, features: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the Schur complement own − cross features⁻¹ crossᵀ, with features = L Lᵀ also L and L⁻¹ crossᵀ."""
+def _regress(own: Tensor, cross: Tensor, features: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Return the best map, cross features⁻¹, and the moment of what it leaves of ``own``.
+
+    The map is a constant to autograd: at its best, what it leaves does not change with it (the envelope theorem), so
+    nothing has to go back through the factorisation.
+    """
     diagonal = features.diagonal(dim1=-2, dim2=-1)
     # A feature that is always zero has no energy of its own: a little of the others' keeps the root real.
     added = ridge * (diagonal + 1e-2 * diagonal.mean(-1, keepdim=True)) + torch.finfo(diagonal.dtype).tiny
-    root = torch.linalg.cholesky(features + torch.diag_embed(added))
-    scaled = torch.linalg.solve_triangular(root, cross.mT, upper=False)
-    return own - scaled.mT @ scaled, root, scaled
+    features = features + torch.diag_embed(added)
+    with torch.no_grad():
+        best = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(features)).mT
+    explained = best @ cross.mT
+    return best, own - explained - explained.mT + best @ features @ best.mT

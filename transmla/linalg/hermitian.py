@@ -25,6 +25,9 @@ def sqrt_and_inverse(
 
 def clamp_psd(matrix: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
     """Return the nearest positive semi-definite matrix: a moment summed in float32 may miss that by rounding."""
+    # Far cheaper than eigenvectors, and a matrix that has a Cholesky factor has nothing to clamp.
+    if not torch.linalg.cholesky_ex(matrix).info.any():
+        return matrix
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mH
 
