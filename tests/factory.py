@@ -18,19 +18,29 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "mistral": (MistralConfig, {"sliding_window": None}),
+    "ministral": (MinistralConfig, {"sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]}),
     "qwen2": (Qwen2Config, {}),
     "qwen3": (Qwen3Config, {}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 28}),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 28, "norm_topk_prob": True},
+    ),
 }
 
 SIZES = {
@@ -70,6 +80,7 @@ def tiny_checkpoint(
     family: str = "llama",
     shards: int = 1,
     dtype: torch.dtype = torch.float32,
+    packed: bool = False,
     seed: int = 0,
     **config_overrides: Any,
 ) -> Path:
@@ -80,6 +91,7 @@ def tiny_checkpoint(
         family: A key of ``FAMILIES``.
         shards: Number of weight files; from two on, the ``k_proj`` and ``v_proj`` of a layer lie in different ones.
         dtype: Type of the stored weights.
+        packed: Whether experts are stored as transformers 5 holds them, and not one by one.
         seed: Seed of the weights.
         config_overrides: Fields of the model's config.
     """
@@ -91,7 +103,7 @@ def tiny_checkpoint(
     GenerationConfig(bos_token_id=0, eos_token_id=1, max_length=64).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     (folder / "LICENSE").write_text("Anyone may do anything with these random numbers.\n", encoding="utf-8")
-    _save_weights(model, folder, shards=shards)
+    _save_weights(model, folder, shards=shards, packed=packed)
     return folder
 
 
@@ -119,8 +131,13 @@ def _spread(name: str, weight: torch.Tensor) -> float:
     return gain / math.sqrt(weight.shape[-1])
 
 
-def _save_weights(model: PreTrainedModel, folder: Path, *, shards: int) -> None:
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+def _save_weights(model: PreTrainedModel, folder: Path, *, shards: int, packed: bool) -> None:
+    weights = model.state_dict()
+    if not packed:
+        single = revert_weight_conversion(model, weights)
+        # In the model's order, what has been taken apart at the end.
+        weights = {name: single[name] for name in sorted(single, key=list(weights | single).index)}
+    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
     if shards == 1:

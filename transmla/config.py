@@ -101,10 +101,19 @@ class SourceRequest(Request):
     token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
 
 
+_MAX_POSITION_EMBEDDINGS: Any = Field(
+    None,
+    ge=1,
+    description="Longest context of the result, in tokens; the source's by default. A model with a sliding window, or "
+    "with a RoPE that changes on the way, can be converted for contexts within.",
+)
+
+
 class InspectRequest(SourceRequest):
     """What ``transmla inspect`` is asked."""
 
     context: int = Field(8192, ge=1, description="Context length, in tokens, for which the KV cache is added up.")
+    max_position_embeddings: int | None = _MAX_POSITION_EMBEDDINGS
 
 
 class ConvertRequest(SourceRequest):
@@ -117,6 +126,7 @@ class ConvertRequest(SourceRequest):
     kv_ratio: float | None = Field(
         None, gt=0, le=1, description="Converted KV cache as a share of the source's; the tool picks the split."
     )
+    max_position_embeddings: int | None = _MAX_POSITION_EMBEDDINGS
     q_lora_rank: int | None = Field(None, ge=1, description="Rank of the query projection; full by default.")
     exact: bool = Field(False, description="Write the same model as MLA: equal logits at equal cache size.")
     engine: Annotated[tuple[EngineName, ...], BeforeValidator(_as_tuple)] = Field(

@@ -14,7 +14,7 @@ def named(request):
     """A row of the table, and the stock model it names."""
     config_class, fields = CONFIGS[request.param]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_class(**SIZES, **fields))
+        model = AutoModelForCausalLM.from_config(config_class(**{**SIZES, **fields}))
     return FAMILIES[request.param], model
 
 
@@ -24,7 +24,7 @@ def test_every_name_is_one_of_the_stock_model(named):
     for layer in range(SIZES["num_hidden_layers"]):
         prefix = f"{family.layers}.{layer}."
         projections = (f"{family.attention}.{kind}_proj.weight" for kind in "qkvo")
-        for name in (*projections, family.input_norm, *family.residual_writers):
+        for name in (*projections, family.input_norm, f"{family.mlp_norm}.weight"):
             assert prefix + name in names
     assert {family.embedding, family.head} <= names
 
@@ -38,8 +38,9 @@ def test_the_residual_writers_are_all_that_is_added_to_the_stream(named):
     hidden, positions = torch.randn(1, 3, SIZES["hidden_size"]), torch.arange(3).unsqueeze(0)
 
     def through_a_layer(silent):
-        quiet = {f"{family.layers}.0.{name}" for name in silent}
-        model.load_state_dict({name: w * (name not in quiet) for name, w in weights.items()})
+        # Packed, the matrices of experts are no ``weight`` of a module.
+        quiet = (*silent, *(name.removesuffix(".weight") for name in silent))
+        model.load_state_dict({name: w * (not name.endswith(quiet)) for name, w in weights.items()})
         with torch.no_grad():
             return model.model.layers[0](hidden, position_embeddings=rotary(hidden, positions))
 

@@ -11,12 +11,19 @@ from tests.factory import FAMILIES as CONFIGS
 from tests.factory import SIZES, tiny_checkpoint
 from transmla.arch.family import FAMILIES
 from transmla.arch.spec import describe, load_config
-from transmla.errors import CheckpointError, TransMLAError, UnsupportedModelError
+from transmla.errors import CheckpointError, TransMLAError, UnsupportedModelError, UsageError
 
 ROPE = {
     "default": {"rope_theta": 500000.0},
     "whole number": {"rope_theta": 10000},
     "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+    },
     "llama3": {
         "rope_type": "llama3",
         "rope_theta": 10000.0,
@@ -28,27 +35,38 @@ ROPE = {
 }
 
 
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1 + index / 8 for index in range(8)],
+    "long_factor": [4.0 + index for index in range(8)],
+    "original_max_position_embeddings": 64,
+}
+
+
 @pytest.fixture
 def written(tmp_path):
     """Describe what a ``config.json`` with these keys says; a key whose value is ``...`` is left out."""
 
-    def read(family="llama", **keys):
+    def read(family="llama", context=None, **keys):
         _, fields = CONFIGS[family]
         content = {"model_type": family, "hidden_act": "silu", **SIZES, **fields, **keys}
         content = {key: value for key, value in content.items() if value is not ...}
         (tmp_path / "config.json").write_text(json.dumps(content))
-        return describe(load_config(tmp_path))
+        return describe(load_config(tmp_path), max_position_embeddings=context)
 
     return read
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_is_described(tmp_path, family):
-    spec = describe(load_config(tiny_checkpoint(tmp_path, family=family)))
+    # Ministral always has a window; for the others this says nothing new.
+    spec = describe(load_config(tiny_checkpoint(tmp_path, family=family)), max_position_embeddings=512)
     assert spec.family is FAMILIES[family]
     assert spec.model_type == family
+    sizes = {**SIZES, **CONFIGS[family][1]}
     for key in SIZES.keys() & vars(spec).keys():
-        assert getattr(spec, key) == SIZES[key]
+        assert getattr(spec, key) == sizes[key]
     assert (spec.rope_type, spec.rope_theta) == ("default", 10000.0)
     assert spec.num_pairs == 8
     assert spec.num_key_value_groups == 3
@@ -59,11 +77,11 @@ def test_a_checkpoint_is_described(tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_head_dim_that_is_not_given_is_computed(written, family):
-    if family == "qwen3":  # has a size of its own, whatever the others
-        assert written(family, head_dim=...).head_dim == 128
+    if family.startswith("qwen3"):  # has a size of its own, whatever the others
+        assert written(family, head_dim=...).head_dim == (128 if family == "qwen3" else 8)
         return
-    assert written(family, head_dim=...).head_dim == 8
-    assert written(family, head_dim=None).head_dim == 8
+    assert written(family, context=512, head_dim=...).head_dim == 8
+    assert written(family, context=512, head_dim=None).head_dim == 8
 
 
 @pytest.mark.parametrize(
@@ -91,11 +109,13 @@ def test_without_key_value_heads_there_are_as_many_as_heads(written):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_frequencies_are_the_stock_models_bit_for_bit(tmp_path, family, rope):
     tiny_checkpoint(tmp_path, family=family, rope_parameters=ROPE[rope])
-    spec = describe(load_config(tmp_path))
+    spec = describe(load_config(tmp_path), max_position_embeddings=512)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(spec.frequencies, model.model.rotary_emb.inv_freq)
     assert spec.rope_theta == ROPE[rope]["rope_theta"]
     assert spec.rope_type == ROPE[rope].get("rope_type", "default")
+    assert spec.logit_scale == model.model.rotary_emb.attention_scaling**2
+    assert (spec.logit_scale == 1) is (rope != "yarn")
 
 
 def test_frequencies_of_an_older_config_are_the_same(written):
@@ -104,6 +124,22 @@ def test_frequencies_of_an_older_config_are_the_same(written):
     old = written(rope_parameters=..., rope_theta=llama3.pop("rope_theta"), rope_scaling=llama3)
     assert torch.equal(new.frequencies, old.frequencies)
     assert not torch.equal(new.frequencies, written().frequencies)
+
+
+def test_within_a_bound_that_is_asked_for_there_is_nothing_to_refuse(written):
+    for family, keys, bound in (
+        ("mistral", {"sliding_window": 99}, 99),
+        ("mistral", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 99}, 99),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 99}, 99),
+        ("llama", {"rope_parameters": LONG}, 64),
+    ):
+        assert written(family, **keys, context=bound).max_position_embeddings == bound
+        assert written(family, **keys, context=bound - 9).max_position_embeddings == bound - 9
+        with pytest.raises(UnsupportedModelError, match=f"pass --max-position-embeddings {bound}"):
+            written(family, **keys, context=bound + 1)
+    with pytest.raises(UsageError, match="--max-position-embeddings 513 is more than the model's 512"):
+        written(context=513)
+    assert written(rope_parameters=LONG, context=64).logit_scale == pytest.approx(1 + math.log(8) / math.log(64))
 
 
 @pytest.mark.parametrize(
@@ -120,20 +156,18 @@ def test_frequencies_of_an_older_config_are_the_same(written):
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "more": "x" * 99}},
             r"full-precision checkpoint .*quantization_config = \{'quant_method': 'fp8', .{1,40}\.\.\.\)",
         ),
-        (
-            "llama",
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-            "RoPE type 'dynamic'",
-        ),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "RoPE type 'yarn'"),
+        ("llama", {"rope_parameters": LONG}, "beyond 64 tokens .*longrope.* pass --max-position-embeddings 64"),
+        ("llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "RoPE type 'proportional'"),
         ("llama", {"rope_parameters": {"rope_type": ["linear"]}}, r"RoPE type \['linear'\]"),
         ("llama", {"partial_rotary_factor": 0.5}, "only in part .*partial_rotary_factor = 0.5"),
         ("mistral", {"partial_rotary_factor": "half"}, "only in part .*partial_rotary_factor = 'half'"),
-        ("llama", {"model_type": "gpt2"}, "'gpt2' in .*config.json is not supported; supported: llama, mistral"),
+        ("llama", {"model_type": "t5"}, "'t5' in .*config.json is not supported; supported: llama, ministral, mistral"),
+        ("llama", {"model_type": "gpt_oss"}, "A gpt_oss model cannot be converted: its softmax has a learnt sink"),
+        ("llama", {"model_type": "bloom"}, "ALiBi in the place of RoPE"),
         ("llama", {"model_type": ...}, "model_type None"),
         ("llama", {"model_type": ["llama"]}, r"model_type \['llama'\]"),
         # transformers reads this one as another family.
-        ("mistral", {"layer_types": ["full_attention"] * 2}, "model_type 'ministral'"),
+        ("mistral", {"layer_types": ["sliding_attention"] * 2, "sliding_window": 99}, "This Ministral .*_window = 99"),
     ],
 )
 def test_what_the_target_cannot_hold_is_refused(written, family, keys, message):

@@ -109,11 +109,12 @@ class TestSource:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model_type": "gpt2"}, r"'gpt2' in .* is not supported; supported: llama, mistral, qwen2, qwen3"),
-            ({"model_type": None}, r"model_type None in .* is not supported"),
+            (
+                {"model_type": "t5"},
+                r"'t5' in .* is not supported; supported: llama, ministral, mistral, mixtral, qwen2",
+            ),
             ({"mlp_bias": True}, r"no biases in its MLP \(config.json: mlp_bias = True\)"),
-            ({"hidden_act": "gelu"}, r"SwiGLU with silu only \(config.json: hidden_act = 'gelu'\)"),
-            ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "RoPE type 'dynamic'"),
+            ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "RoPE type 'proportional'"),
             ({"num_key_value_heads": 4}, "6 attention heads cannot be shared out among 4 key/value heads"),
             (
                 {"hidden_size": 54},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ CALIBRATION = {"num_windows": 12, "num_heldout_windows": 3, "window": 64, "batch
 
 def load(folder: Path):
     """Load in float32 whatever the storage type, and make sure that nothing was missing or left over."""
-    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    with warnings.catch_warnings():
+        # A mixture without shared experts has empty matrices.
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
     return model.eval()
 
@@ -36,6 +40,26 @@ def load_tensors(folder: Path, dtype: torch.dtype | None = torch.float64) -> dic
         with safe_open(path, "pt") as shard:
             tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
     return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def as_deepseek_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name what is no attention as DeepSeek-V3 does: experts one by one, however they were stored."""
+    named = {}
+    for name, tensor in tensors.items():
+        if name.endswith("mlp.experts.gate_up_proj"):
+            for index, (gate, up) in enumerate(zip(*tensor.chunk(2, dim=1), strict=True)):
+                prefix = name.replace("gate_up_proj", str(index))
+                named |= {f"{prefix}.gate_proj.weight": gate, f"{prefix}.up_proj.weight": up}
+        elif name.endswith("mlp.experts.down_proj"):
+            for index, down in enumerate(tensor):
+                named[name.replace("down_proj", f"{index}.down_proj.weight")] = down
+        else:
+            for mixtral, deepseek in (
+                ("block_sparse_moe", "mlp"), (".w1.", ".gate_proj."), (".w3.", ".up_proj."), (".w2.", ".down_proj."),
+            ):  # fmt: skip
+                name = name.replace(mixtral, deepseek)
+            named[name] = tensor
+    return named
 
 
 def rewritten(folder: Path, change) -> Path:
@@ -117,9 +141,9 @@ def factor_logits(source: Path, layers: list, frequencies: torch.Tensor, ids: to
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         return latent_attention_matrix(layer, x, frequencies) + layer.output_bias
 
-    config = read_config(source)
-    num_layers, eps = config["num_hidden_layers"], config["rms_norm_eps"]
-    return model_logits(load_tensors(source), attend, ids, num_layers=num_layers, eps=eps)
+    config, tensors = read_config(source), as_deepseek_names(load_tensors(source))
+    num_layers, eps, top_k = config["num_hidden_layers"], config["rms_norm_eps"], config.get("num_experts_per_tok", 0)
+    return model_logits(tensors, attend, ids, num_layers=num_layers, eps=eps, top_k=top_k)
 
 
 def convert_and_keep(*args: Any, **choices: Any):

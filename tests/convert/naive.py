@@ -159,18 +159,33 @@ def _angles(tokens: int, frequencies: Tensor) -> Tensor:
     return torch.arange(tokens, dtype=frequencies.dtype).unsqueeze(-1) * frequencies
 
 
-def model_logits(tensors: dict[str, Tensor], attend, ids: Tensor, *, num_layers: int, eps: float) -> Tensor:
-    """Return the logits of a dense decoder for one sequence, with ``attend(layer, inputs)`` for its attention."""
+def model_logits(
+    tensors: dict[str, Tensor], attend, ids: Tensor, *, num_layers: int, eps: float, top_k: int = 0
+) -> Tensor:
+    """Return the logits of a decoder for one sequence, with ``attend(layer, inputs)`` for its attention.
+
+    With ``top_k``, the MLPs are mixtures whose experts are weighed by a softmax over the chosen ones.
+    """
 
     def linear(name: str, x: Tensor) -> Tensor:
         return x @ tensors[f"{name}.weight"].T
+
+    def mlp(name: str, h: Tensor) -> Tensor:
+        gate = linear(f"{name}.gate_proj", h)
+        return linear(f"{name}.down_proj", gate * gate.sigmoid() * linear(f"{name}.up_proj", h))
+
+    def mixture(prefix: str, token: Tensor) -> Tensor:
+        scores = linear(prefix + "mlp.gate", token)
+        chosen = scores.argsort(descending=True)[:top_k].tolist()
+        weights = {expert: math.exp(scores[expert] - scores.max()) for expert in chosen}
+        parts = [weights[expert] * mlp(f"{prefix}mlp.experts.{expert}", token) for expert in chosen]
+        return torch.stack(parts).sum(0) / sum(weights.values())
 
     x = tensors["model.embed_tokens.weight"][ids]
     for index in range(num_layers):
         prefix = f"model.layers.{index}."
         x = x + attend(index, rms_norm(x, tensors[prefix + "input_layernorm.weight"], eps))
         h = rms_norm(x, tensors[prefix + "post_attention_layernorm.weight"], eps)
-        gate = linear(prefix + "mlp.gate_proj", h)
-        x = x + linear(prefix + "mlp.down_proj", gate * gate.sigmoid() * linear(prefix + "mlp.up_proj", h))
+        x = x + (torch.stack([mixture(prefix, token) for token in h]) if top_k else mlp(prefix + "mlp", h))
     head = "lm_head" if "lm_head.weight" in tensors else "model.embed_tokens"
     return linear(head, rms_norm(x, tensors["model.norm.weight"], eps))

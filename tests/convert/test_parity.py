@@ -13,7 +13,9 @@ from transformers import AutoTokenizer, DeepseekV3ForCausalLM
 
 from tests.convert.models import (
     CALIBRATION,
+    as_deepseek_names,
     asked,
+    checkpoint_with_a_common_direction,
     convert_and_keep,
     difference,
     factor_logits,
@@ -35,8 +37,8 @@ from transmla.evaluate.cache import measure_cache
 def source(request, tmp_path_factory):
     """The checkpoint of the family whose contract is being tested."""
     family = request.cls
-    folder = tmp_path_factory.mktemp("source")
-    return tiny_checkpoint(folder, dtype=family.dtype, shards=family.shards, **family.config)
+    make = checkpoint_with_a_common_direction if family.mixture else tiny_checkpoint
+    return make(tmp_path_factory.mktemp("source"), dtype=family.dtype, **family.config)
 
 
 @pytest.fixture(scope="class")
@@ -45,9 +47,9 @@ def source_model(source):
 
 
 @pytest.fixture(scope="class")
-def exact(source, tmp_path_factory):
+def exact(request, source, calibration_text, tmp_path_factory):
     output = tmp_path_factory.mktemp("exact") / "out"
-    convert(asked(source, output, exact=True))
+    convert(asked(source, output, calibration_text if request.cls.mixture else None, exact=True))
     return output
 
 
@@ -71,12 +73,13 @@ def approximate_model(approximate):
 class FamilyContract:
     """What holds for every family."""
 
-    def __init_subclass__(cls, *, shards=1, dtype=torch.float32, tolerance=1e-4, biased=False, **config):
+    def __init_subclass__(cls, *, dtype=torch.float32, tolerance=1e-4, biased=False, mixture=None, **config):
         """Take the family and the overrides of its config for ``tiny_checkpoint``.
 
-        ``tolerance`` is the largest difference of a logit, in standard deviations of the logits.
+        ``tolerance`` is the largest difference of a logit, in standard deviations of the logits; ``mixture`` is what
+        the config of a mixture of experts must say.
         """
-        cls.shards, cls.dtype, cls.tolerance, cls.biased, cls.config = shards, dtype, tolerance, biased, config
+        cls.dtype, cls.tolerance, cls.biased, cls.mixture, cls.config = dtype, tolerance, biased, mixture, config
 
     def test_exact_logits_are_the_sources(self, source_model, exact_model):
         assert isinstance(exact_model, DeepseekV3ForCausalLM)
@@ -120,20 +123,23 @@ class FamilyContract:
     def test_it_is_another_model_than_the_source_though(self, source_model, approximate_model):
         """So that the tests before have something to show."""
         value = difference(logits(approximate_model, some_ids(1)), logits(source_model, some_ids(1)))
-        assert value > 1  # measured 4.6 to 5.7: a random model has nothing to spare
+        assert (
+            value > 0.4
+        )  # measured 4.6 to 5.7: a random model has nothing to spare; 0.6 to 1.1 with a common direction
 
     def test_untouched_tensors_keep_their_bits(self, source, exact, approximate):
-        before = load_tensors(source, dtype=None)
+        before = as_deepseek_names(load_tensors(source, dtype=None))
         before.setdefault("lm_head.weight", before["model.embed_tokens.weight"])
-        before = {name: tensor for name, tensor in before.items() if ".self_attn." not in name}
+        changed = (".self_attn.", ".mlp.gate.", ".mlp.shared_experts.") if self.mixture else (".self_attn.",)
+        before = {name: tensor for name, tensor in before.items() if not any(part in name for part in changed)}
         scale = (1e-6 / read_config(source)["rms_norm_eps"]) ** 0.5
         for folder in (exact, approximate[0]):
             after = load_tensors(folder, dtype=None)
             assert {tensor.dtype for tensor in after.values()} == {self.dtype}
-            assert {name for name in after if ".self_attn." not in name} == before.keys()
+            assert {name for name in after if not any(part in name for part in changed)} == before.keys()
             assert read_config(folder)["tie_word_embeddings"] is False
             for name, tensor in before.items():
-                if scale != 1 and ("embed_tokens" in name or "mlp.down_proj" in name):
+                if scale != 1 and ("embed_tokens" in name or "down_proj" in name):
                     torch.testing.assert_close(after[name], tensor * scale, rtol=2e-7, atol=0)
                 else:
                     assert torch.equal(after[name], tensor), name
@@ -178,6 +184,7 @@ class FamilyContract:
             "n_shared_experts": 1,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 512,
+            **(self.mixture or {}),
             "n_group": 1,
             "topk_group": 1,
             "topk_method": "noaux_tc",
@@ -285,3 +292,20 @@ class TestBfloat16Qwen2(FamilyContract, family="qwen2", biased=True, dtype=torch
 
 class TestBfloat16Llama(FamilyContract, family="llama", dtype=torch.bfloat16, tolerance=0.1, rms_norm_eps=1e-6):
     """Weights rounded to eight bits, computed with in float32: measured 0.042 exact, 0.043 reloaded."""
+
+
+MIXTURE = {
+    "first_k_dense_replace": 0,
+    "n_routed_experts": 5,
+    "n_shared_experts": 0,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 28,
+}
+
+
+class TestMixtralInShards(FamilyContract, family="mixtral", mixture=MIXTURE, shards=3):
+    """Experts stored one by one, as on the hub."""
+
+
+class TestTiedPackedMixtral(FamilyContract, family="mixtral", mixture=MIXTURE, packed=True, tie_word_embeddings=True):
+    """Experts stored as transformers 5 holds them."""

@@ -6,6 +6,9 @@ A family is added by adding a row. Nothing else in the package asks for a model'
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
+
+from transmla.arch.experts import ExpertNames
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,13 @@ class Requirement:
         key: key of config.json; where it is absent, transformers' default counts, and a key it does not know passes.
         allowed: values that pass.
         reason: completes the sentence "… cannot be converted: ".
+        bounds_context: whether a number there is nothing to contexts of at most so many tokens.
     """
 
     key: str
     allowed: tuple[object, ...]
     reason: str
+    bounds_context: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Family:
         projections: modules of attention whose outputs are the queries, keys and values before RoPE.
         head_norms: norms on each head of a projection's output, by the projection (QK-norm).
         input_norm: name inside a layer of the norm weight in front of attention.
-        residual_writers: suffixes inside a layer of the weights whose output is added to the residual stream.
+        mlp_norm: module inside a layer of the norm in front of the MLP.
+        residual_writers: endings of the names of the weights whose output is added to the residual stream.
+        experts: how a mixture of experts is stored, where the MLP is one.
+        expert_size: key of config.json for the intermediate size of an expert.
         biased: projections of attention that have biases.
         bias_key: key of config.json that says whether they do; where it is ``None`` they always do.
         embedding, head: names of the token embedding and of the output head.
@@ -47,7 +55,10 @@ class Family:
     projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     head_norms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     input_norm: str = "input_layernorm.weight"
-    residual_writers: tuple[str, ...] = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+    mlp_norm: str = "post_attention_layernorm"
+    residual_writers: tuple[str, ...] = ("o_proj.weight", "down_proj.weight")
+    experts: ExpertNames | None = None
+    expert_size: str = "moe_intermediate_size"
     biased: tuple[str, ...] = ()
     bias_key: str | None = None
     embedding: str = "model.embed_tokens.weight"
@@ -61,7 +72,18 @@ _COMMON = (
     Requirement("quantization_config", (None,), "its weights are quantised; convert the full-precision checkpoint"),
 )
 
-_NO_SLIDING_WINDOW = Requirement("sliding_window", (None,), "DeepSeek-V3 has no sliding-window attention")
+_NO_SLIDING_WINDOW = Requirement(
+    "sliding_window", (None,), "DeepSeek-V3 has no sliding-window attention", bounds_context=True
+)
+
+_NO_BIASES = Requirement("attention_bias", (False, None), "transformers' Mistral has no biases in its attention")
+
+_QWEN3_ATTENTION: dict[str, Any] = {
+    "projections": ("q_norm", "k_norm", "v_proj"),
+    "head_norms": MappingProxyType({"q_proj": "q_norm", "k_proj": "k_norm"}),
+    "biased": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "bias_key": "attention_bias",
+}
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
@@ -71,22 +93,68 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             bias_key="attention_bias",
             requirements=_COMMON,
         ),
-        "mistral": Family(
-            "Mistral",
+        "mistral": Family("Mistral", requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES)),
+        "ministral": Family("Ministral", requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES)),
+        "qwen2": Family("Qwen2", biased=("q_proj", "k_proj", "v_proj"), requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
+        "qwen3": Family("Qwen3", **_QWEN3_ATTENTION, requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
+        "mixtral": Family(
+            "Mixtral",
+            experts=ExpertNames(
+                router="block_sparse_moe.gate.weight",
+                gate="block_sparse_moe.experts.{}.w1.weight",
+                up="block_sparse_moe.experts.{}.w3.weight",
+                down="block_sparse_moe.experts.{}.w2.weight",
+            ),
+            expert_size="intermediate_size",
+            requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES),
+        ),
+        "qwen3_moe": Family(
+            "Qwen3-MoE",
+            **_QWEN3_ATTENTION,
+            experts=ExpertNames(),
             requirements=(
                 *_COMMON,
                 _NO_SLIDING_WINDOW,
-                Requirement("attention_bias", (False, None), "transformers' Mistral has no biases in its attention"),
+                Requirement(
+                    "norm_topk_prob",
+                    (True,),
+                    "its experts are weighed by their share among all of them, where DeepSeek-V3's sigmoid can only "
+                    "give the share among the chosen ones",
+                ),
+                Requirement("decoder_sparse_step", (1,), "dense layers between mixtures have no place in DeepSeek-V3"),
+                Requirement("mlp_only_layers", ([],), "dense layers between mixtures have no place in DeepSeek-V3"),
             ),
         ),
-        "qwen2": Family("Qwen2", biased=("q_proj", "k_proj", "v_proj"), requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
-        "qwen3": Family(
-            "Qwen3",
-            projections=("q_norm", "k_norm", "v_proj"),
-            head_norms=MappingProxyType({"q_proj": "q_norm", "k_proj": "k_norm"}),
-            biased=("q_proj", "k_proj", "v_proj", "o_proj"),
-            bias_key="attention_bias",
-            requirements=(*_COMMON, _NO_SLIDING_WINDOW),
-        ),
+    }
+)
+
+_OTHER_NORMS = "its norms subtract the mean, and DeepSeek-V3 has RMSNorm only"
+_ALIBI = f"it has ALiBi in the place of RoPE, and {_OTHER_NORMS}"
+_BEHIND = "it has norms behind attention and MLP, before they are added to the residual stream"
+
+#: What DeepSeek-V3 cannot hold, for model types that people ask for; completes "… cannot be converted: ".
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "gemma": "its MLP computes GELU, and DeepSeek-V3 engines compute SwiGLU with silu only",
+        "gemma2": f"its attention logits are capped by a tanh, {_BEHIND}, and every other layer has a sliding window",
+        "gemma3": f"{_BEHIND}, its MLP computes GELU, and most layers have a sliding window",
+        "gemma3_text": f"{_BEHIND}, its MLP computes GELU, and most layers have a sliding window",
+        "gpt_oss": "its softmax has a learnt sink for every head, which no DeepSeek-V3 engine computes",
+        "qwen2_moe": "its shared expert has a gate of its own, and DeepSeek-V3 adds shared experts as they are",
+        "qwen3_next": "most of its layers have linear attention",
+        "cohere": f"attention and MLP run side by side in it, and {_OTHER_NORMS}",
+        "cohere2": f"attention and MLP run side by side in it, and {_OTHER_NORMS}",
+        "olmo2": f"{_BEHIND}, and none in front",
+        "smollm3": "every fourth layer has no RoPE, and in DeepSeek-V3 all layers have the same",
+        "llama4": "every fourth layer has no RoPE, and in DeepSeek-V3 all layers have the same",
+        "llama4_text": "every fourth layer has no RoPE, and in DeepSeek-V3 all layers have the same",
+        "mpt": _ALIBI,
+        "bloom": _ALIBI,
+        "falcon": _OTHER_NORMS,
+        "gpt_neox": _OTHER_NORMS,
+        "gpt2": f"it has learnt positions in the place of RoPE, and {_OTHER_NORMS}",
+        "phi": _OTHER_NORMS,
+        "deepseek_v2": "it has latent attention already",
+        "deepseek_v3": "it has latent attention already",
     }
 )

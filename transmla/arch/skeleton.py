@@ -1,5 +1,6 @@
 """A stock transformers model without weights: names, shapes, and one decoder layer at a time."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,7 +15,9 @@ class Skeleton:
     def __init__(self, config: PretrainedConfig) -> None:
         """Build the skeleton from transformers' own class for ``config``."""
         # Only the released code of transformers may define the model, and SDPA needs no mask tensor.
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # A mixture without shared experts has empty matrices, which PyTorch finds worth a warning.
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
             self._model = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=False, attn_implementation="sdpa", dtype=torch.float32
             ).eval()

@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from transmla.arch.family import FAMILIES, Family
-from transmla.errors import CheckpointError, UnsupportedModelError
+from transmla.arch.experts import Mixture
+from transmla.arch.family import FAMILIES, REFUSED, Family
+from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
 
-# RoPE types whose frequencies do not depend on the sequence, so that a fixed grid can hold them.
-_STATIC_ROPE = ("default", "linear", "llama3")
+# RoPE types whose frequencies are the same at every length up to ``max_position_embeddings``, so that a grid can hold
+# them. LongRoPE has two grids, and changes from one to the other on the way.
+_ROPE = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +29,10 @@ class AttentionSpec:
         family: the row of the family table.
         frequencies: θ_l of each rotary pair, in radians per token, as the source model computes them.
         rope_theta, rope_type: base of the frequencies and how they were scaled.
+        logit_scale: factor on the logits that comes with the scaling (YaRN, LongRoPE).
         biases: projections of attention that have one.
         keep_biases: whether the target has them, too.
+        mixture: the experts, where the MLP is a mixture of them.
     """
 
     family: Family
@@ -45,8 +49,10 @@ class AttentionSpec:
     rope_theta: float
     rope_type: str
     frequencies: Float[Tensor, " pair"]
+    logit_scale: float = 1.0
     biases: frozenset[str] = frozenset()
     keep_biases: bool = True
+    mixture: Mixture | None = None
 
     @property
     def num_pairs(self) -> int:
@@ -114,21 +120,32 @@ def load_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def describe(config: PretrainedConfig) -> AttentionSpec:
+def describe(config: PretrainedConfig, *, max_position_embeddings: int | None = None) -> AttentionSpec:
     """Describe the attention of a supported model.
 
+    Args:
+        config: of the model.
+        max_position_embeddings: longest context that is asked for, in tokens; the model's own by default.
+
     Raises:
+        UsageError: a context longer than the model's.
         UnsupportedModelError: the target cannot hold the model; the exact reason.
         CheckpointError: sizes that contradict each other.
     """
-    family = FAMILIES[config.model_type]
+    family, context = FAMILIES[config.model_type], max_position_embeddings
     for requirement in family.requirements:
         value = getattr(config, requirement.key, None)
-        if value not in requirement.allowed:
-            raise UnsupportedModelError(
-                f"This {family.title} model cannot be converted: {requirement.reason} "
-                f"(config.json: {requirement.key} = {_short(value)})."
-            )
+        if value in requirement.allowed:
+            continue
+        within = ""
+        if requirement.bounds_context and isinstance(value, int):
+            if context is not None and context <= value:
+                continue
+            within = f" For contexts within it, pass --max-position-embeddings {value}."
+        raise UnsupportedModelError(
+            f"This {family.title} model cannot be converted: {requirement.reason} "
+            f"(config.json: {requirement.key} = {_short(value)}).{within}"
+        )
     for key in _SIZES:
         if getattr(config, key) < 1:
             raise CheckpointError(f"config.json: {key} must be at least 1, found {getattr(config, key)}.")
@@ -141,18 +158,39 @@ def describe(config: PretrainedConfig) -> AttentionSpec:
         )
     if head_dim % 2:
         raise CheckpointError(f"config.json: RoPE needs an even head_dim, found {head_dim}.")
-    theta, rope_type, frequencies = _frequencies(config)
     sizes = {key: getattr(config, key) for key in _SIZES}
+    if context is not None:
+        if context > sizes["max_position_embeddings"]:
+            raise UsageError(
+                f"--max-position-embeddings {context} is more than the model's {sizes['max_position_embeddings']}."
+            )
+        sizes["max_position_embeddings"] = context
+    theta, rope_type, frequencies, scaling = _frequencies(config, family, sizes["max_position_embeddings"])
     return AttentionSpec(
         family=family,
         model_type=config.model_type,
         rms_norm_eps=float(config.rms_norm_eps),
+        mixture=_mixture(config, family),
         biases=frozenset(family.biased if family.bias_key is None or getattr(config, family.bias_key) else ()),
         rope_theta=theta,
         rope_type=rope_type,
         frequencies=frequencies,
+        # Queries and keys are both scaled.
+        logit_scale=scaling**2,
         **sizes,
     )
+
+
+def _mixture(config: PretrainedConfig, family: Family) -> Mixture | None:
+    if family.experts is None:
+        return None
+    mixture = Mixture(config.num_local_experts, config.num_experts_per_tok, getattr(config, family.expert_size))
+    if not 1 <= mixture.num_experts_per_tok <= mixture.num_experts or mixture.intermediate_size < 1:
+        raise CheckpointError(
+            f"config.json: a token cannot have {mixture.num_experts_per_tok} of {mixture.num_experts} experts of "
+            f"{mixture.intermediate_size} numbers."
+        )
+    return mixture
 
 
 _SIZES = (
@@ -168,23 +206,32 @@ _SIZES = (
 
 
 def _check_family(model_type: Any, path: Path) -> None:
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise UnsupportedModelError(f"A {model_type} model cannot be converted: {REFUSED[model_type]}.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"model_type {_short(model_type)} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}."
         )
 
 
-def _frequencies(config: PretrainedConfig) -> tuple[float, str, Float[Tensor, " pair"]]:
+def _frequencies(
+    config: PretrainedConfig, family: Family, context: int
+) -> tuple[float, str, Float[Tensor, " pair"], float]:
+    """Return base, type, frequencies, and the factor on cosines and sines."""
     parameters = config.rope_parameters
     rope_type, partial = parameters.get("rope_type"), parameters.get("partial_rotary_factor", 1)
-    if rope_type not in _STATIC_ROPE:
-        raise UnsupportedModelError(
-            f"RoPE type {_short(rope_type)} is not supported yet; supported: {', '.join(_STATIC_ROPE)}."
-        )
+    if rope_type not in _ROPE:
+        raise UnsupportedModelError(f"RoPE type {_short(rope_type)} is not supported; supported: {', '.join(_ROPE)}.")
     if partial != 1:
         raise UnsupportedModelError(
-            "Heads that are rotated only in part are not supported yet "
+            f"Heads that are rotated only in part are not what transformers' {family.title} computes "
             f"(config.json: partial_rotary_factor = {_short(partial)})."
+        )
+    short = parameters.get("original_max_position_embeddings")
+    if rope_type == "longrope" and isinstance(short, int) and context > short:
+        raise UnsupportedModelError(
+            f"This {family.title} model cannot be converted: its RoPE changes its frequencies beyond {short} tokens "
+            f"(config.json: rope_type = 'longrope'). For contexts within, pass --max-position-embeddings {short}."
         )
     try:
         theta, scaling = float(parameters["rope_theta"]), 1.0
@@ -196,12 +243,11 @@ def _frequencies(config: PretrainedConfig) -> tuple[float, str, Float[Tensor, " 
             frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
     except Exception as error:  # transformers computes with whatever the config holds
         raise CheckpointError(f"config.json: rope_parameters cannot be used: {_sentence(error)}.") from None
-    assert scaling == 1.0, "the static types scale no logits"
-    if not (frequencies.isfinite() & (frequencies > 0)).all():
+    if not (frequencies.isfinite() & (frequencies > 0)).all() or not 0 < scaling < math.inf:
         raise CheckpointError(
             f"config.json: rope_parameters must give positive frequencies, found {_short(frequencies.tolist())}."
         )
-    return theta, rope_type, frequencies
+    return theta, rope_type, frequencies, float(scaling)
 
 
 def _sentence(error: Exception) -> str:

@@ -13,10 +13,10 @@ It starts from the crude answer, one factor for each number of y, and adds what 
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-# Pull towards the crude answer, as a share of the mean square of an input.
+# Pull towards the crude answer, or towards zero, as a share of the mean square of an input.
 _RIDGE = 1e-6
 
 
@@ -54,3 +54,16 @@ def nearest_linear(
         crude = plain * ((wanted * plain).sum(-1, keepdim=True) / size.clamp_min(tiny))
         found[name] = (crude + torch.linalg.solve(pulled, (wanted - crude @ moment).mT).mT).to(weight)
     return found
+
+
+def near_constant(
+    moment: Float64[Tensor, "hidden hidden"], mean: Float[Tensor, " hidden"]
+) -> Float64[Tensor, " hidden"]:
+    """Return u with u·x near 1: the least squares solution C⁻¹ μ (ALGORITHM.md §6).
+
+    Args:
+        moment: C = E[x xᵀ].
+        mean: μ = E[x].
+    """
+    pull = _RIDGE * moment.diagonal().mean() + torch.finfo(torch.float32).tiny
+    return torch.linalg.solve(moment + pull * torch.eye(len(moment)).to(moment), mean.double())

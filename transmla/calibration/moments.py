@@ -157,7 +157,8 @@ class MomentSums:
         tokens = attended.input.shape[1]
         inputs = (attended.input if inputs is None else inputs).float()
         piece = max(1, _MAX_PROBABILITIES // (self._spec.num_attention_heads * tokens**2))
-        rows = (x.float().split(piece) for x in (attended.query, attended.key, attended.value, inputs))
+        query = attended.query * self._spec.logit_scale
+        rows = (x.float().split(piece) for x in (query, attended.key, attended.value, inputs))
         # Adding to a float64 sum takes as long as the product that is added, so it is done once a batch.
         values = torch.zeros_like(self._values, dtype=torch.float32)
         received = torch.cat([self._attend(values, *part) for part in zip(*rows, strict=True)])

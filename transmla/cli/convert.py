@@ -24,6 +24,7 @@ def convert_model(
     qk_rope_head_dim: Annotated[int | None, typer.Option(help=_help("qk_rope_head_dim"))] = None,
     kv_ratio: Annotated[float | None, typer.Option(help=_help("kv_ratio"))] = None,
     q_lora_rank: Annotated[int | None, typer.Option(help=_help("q_lora_rank"))] = None,
+    max_position_embeddings: Annotated[int | None, typer.Option(help=_help("max_position_embeddings"))] = None,
     exact: Annotated[bool | None, typer.Option("--exact", help=_help("exact"))] = None,
     engine: Annotated[list[str] | None, typer.Option(help=_help("engine"))] = None,
     method: Annotated[str | None, typer.Option(help=_help("method"))] = None,

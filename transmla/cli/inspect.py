@@ -21,6 +21,7 @@ _help = InspectRequest.describe
 def inspect_model(
     model: Annotated[str | None, typer.Argument(help=_help("model"))] = None,
     context: Annotated[int | None, typer.Option(help=_help("context"))] = None,
+    max_position_embeddings: Annotated[int | None, typer.Option(help=_help("max_position_embeddings"))] = None,
     gguf_file: Annotated[str | None, typer.Option(help=_help("gguf_file"))] = None,
     revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
     token: Annotated[str | None, typer.Option(help=_help("token"))] = None,
@@ -28,7 +29,7 @@ def inspect_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print the inspection as JSON.")] = False,
 ) -> None:
     """Read config and headers only: sizes, KV cache, ways to convert, and engines that load the result."""
-    flags = {"model": model, "context": context, "gguf_file": gguf_file, "revision": revision, "token": token}
+    flags = {name: value for name, value in locals().items() if name in InspectRequest.model_fields}
     request = InspectRequest.build(recipe=config, flags=flags)
 
     from transmla.convert.inspect import inspect

@@ -23,6 +23,7 @@ class Engine:
         free_grid: whether every rotary slot can have a frequency of its own, as exact mode needs.
         biases: whether it loads biases on queries, keys and values (``attention_bias``).
         max_layers: a model with more layers is misread.
+        shared_expert: whether a mixture of experts must have one that every token uses; zeros will do.
     """
 
     title: str
@@ -32,12 +33,15 @@ class Engine:
     free_grid: bool = False
     biases: bool = False
     max_layers: int | None = None
+    shared_expert: bool = True
 
 
 ENGINES: Mapping[EngineName, Engine] = MappingProxyType(
     {
         # The latent norm's eps is hard-coded to 1e-6: the portable profile is the only one.
-        "transformers": Engine("transformers", profiles=("portable",), free_grid=True, biases=True),
+        "transformers": Engine(
+            "transformers", profiles=("portable",), free_grid=True, biases=True, shared_expert=False
+        ),
         "vllm": Engine(
             "vLLM (CUDA)",
             profiles=("portable", "quantizable"),

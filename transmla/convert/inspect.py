@@ -71,9 +71,9 @@ def inspect(request: InspectRequest) -> Inspection:
         request.model, gguf_file=request.gguf_file, revision=request.revision, token=request.token, weights=False
     )
     config = load_config(source.folder)
-    spec = describe(config)
+    spec = describe(config, max_position_embeddings=request.max_position_embeddings)
     headers = remote_headers(source, token=request.token)
-    expected = expected_shapes(Skeleton(config), spec, tied=config.tie_word_embeddings)
+    expected = expected_shapes(Skeleton(config), spec, headers, tied=config.tie_word_embeddings)
     check_headers(headers, expected)
     dtype = headers[spec.family.embedding].dtype
     token_bytes = dtype.itemsize * spec.num_hidden_layers

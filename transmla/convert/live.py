@@ -11,9 +11,10 @@ The rows are of ordinary size, so that blocks of 8 bits hold them, and no eps ma
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
+from transmla.calibration.linear import near_constant
 from transmla.convert.latent import LatentAttention, unit_size
 from transmla.convert.teacher import Lesson
 
@@ -36,7 +37,7 @@ def live_norm(
         batch_size: windows at once.
     """
     batches = [batch.inputs.flatten(0, 1) for batch in lesson.batches(batch_size)]
-    anchor = _near_constant(moment, lesson.inputs.flatten(0, 1).mean(0)).to(layer.latent)
+    anchor = near_constant(moment, lesson.inputs.flatten(0, 1).mean(0)).to(layer.latent)
     longest = max((batch @ layer.latent.mT).square().sum(-1).max() for batch in batches)
     # A layer whose latents are all zero has nothing to be longer than.
     size = torch.where(longest > 0, _ANCHOR * longest, 1.0).sqrt()
@@ -62,11 +63,3 @@ def live_norm(
         key_up=layer.key_up @ old,
         value_up=layer.value_up @ old,
     )
-
-
-def _near_constant(
-    moment: Float64[Tensor, "hidden hidden"], mean: Float[Tensor, " hidden"]
-) -> Float64[Tensor, " hidden"]:
-    """Return u with u·x near 1: the least squares solution C⁻¹ μ."""
-    pull = _RIDGE * moment.diagonal().mean() + torch.finfo(torch.float32).tiny
-    return torch.linalg.solve(moment + pull * torch.eye(len(moment)).to(moment), mean.double())

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 import transmla
+from transmla.arch.experts import GATE_UP, ExpertNames, pack, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
 from transmla.calibration.linear import nearest_linear
@@ -23,15 +24,14 @@ from transmla.checkpoint.publish import check_free_space, check_output, reserved
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import ConvertRequest
+from transmla.convert.choices import check_method, choose_folds, storage_dtype
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
 from transmla.convert.layer import Target
-from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine, freq_folds
+from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
-from transmla.errors import CheckpointError, UsageError
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from transmla.errors import UsageError
 
 
 class Prediction(BaseModel):
@@ -80,6 +80,7 @@ class ConversionPlan:
     """A conversion that is known to be possible.
 
     Attributes:
+        source_shapes: what the source's checkpoint holds.
         method: ``exact``, ``complex`` or ``rorope``.
         folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
         residual: factor on everything that is added to the residual stream.
@@ -93,6 +94,7 @@ class ConversionPlan:
     spec: AttentionSpec
     skeleton: Skeleton
     reader: CheckpointReader
+    source_shapes: Mapping[str, torch.Size]
     device: torch.device
     method: str
     sizes: MLASizes
@@ -107,7 +109,7 @@ class ConversionPlan:
     @property
     def needs_text(self) -> bool:
         """Whether the layers are fitted to calibration text."""
-        return self.method != "exact" and self.request.calibration != ("none",)
+        return bool(self.request.calibration) and self.request.calibration != ("none",)
 
     @property
     def live(self) -> bool:
@@ -115,10 +117,11 @@ class ConversionPlan:
         return self.request.latent_norm == "live"
 
     def read_layer(self, index: int) -> dict[str, Tensor]:
-        """Read a source layer in its storage type, named relative to the layer."""
-        prefix = self.spec.layer_prefix(index)
-        names = [name for name in self.skeleton.shapes if name.startswith(prefix)]
-        return {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
+        """Read a source layer in its storage type, named as in transformers and relative to the layer."""
+        prefix, experts = self.spec.layer_prefix(index), self.spec.family.experts
+        names = [name for name in self.source_shapes if name.startswith(prefix)]
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
+        return pack(tensors, experts) if experts else tensors
 
     def attention_weights(
         self, tensors: Mapping[str, Tensor], layer: nn.Module | None = None, *, inputs: ResidualStream | None = None
@@ -151,6 +154,7 @@ class ConversionPlan:
             assert inputs is not None, "without text such a source is refused"
             seen = inputs.projected(layer, slice(0, self.request.num_windows), names)
             weights |= nearest_linear(seen, {name: weights[name] for name in names})
+        weights["q_proj"] = weights["q_proj"] * spec.logit_scale
         return AttentionWeights.from_projections(spec, **weights, output_bias=output_bias)
 
     def source_stream(self, windows: Int[Tensor, "windows tokens"]) -> SourceStream:
@@ -165,6 +169,13 @@ class ConversionPlan:
             dtype=getattr(torch, self.request.compute_dtype),
             batch_size=self.request.batch_size,
         )
+
+    @property
+    def slot_frequencies(self) -> Float[Tensor, " slot"]:
+        """Frequencies of the target's rotary slots."""
+        if self.method == "exact":
+            return self.spec.frequencies.repeat(self.spec.num_key_value_heads).to(self.device)
+        return target_frequencies(self.spec, self.sizes).to(self.device)
 
     def layer_target(self, sizes: MLASizes, folds: tuple[int, ...]) -> Target:
         """Say what one layer is converted to, at ``sizes``."""
@@ -262,21 +273,24 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     source = open_source(request.model, gguf_file=request.gguf_file, revision=request.revision, token=request.token)
     check_output(request.output_dir, source_folder=source.folder, overwrite=overwrite)
     source_config = load_config(source.folder)
-    spec = replace(describe(source_config), keep_biases=request.biases == "keep")
+    spec = describe(source_config, max_position_embeddings=request.max_position_embeddings)
+    spec = replace(spec, keep_biases=request.biases == "keep")
     device = choose_device(request.device)
     if device.type == "mps":
         raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
     sizes = choose_sizes(request, spec)
     method = "exact" if request.exact else request.method
-    _check_method(request, spec, sizes, method)
+    check_method(request, spec, sizes, method)
     reader = CheckpointReader(source.folder)
     skeleton = Skeleton(source_config)
-    reader.check(expected_shapes(skeleton, spec, tied=source_config.tie_word_embeddings))
+    source_shapes = expected_shapes(skeleton, spec, reader.headers, tied=source_config.tie_word_embeddings)
+    reader.check(source_shapes)
     norm = NORMS[request.profile]
-    dtype = _storage_dtype(request, reader, spec, sizes)
+    dtype = storage_dtype(request, reader, spec, sizes)
     config = target_config(source_config, spec, sizes, norm, dtype=dtype, exact=request.exact)
     # The stock class itself says which tensors a checkpoint of this config has.
-    tensors = [TensorPlan(name, tuple(s), dtype) for name, s in Skeleton(load_target(config)).shapes.items()]
+    shapes = unpacked_shapes(Skeleton(load_target(config)).shapes, ExpertNames())
+    tensors = [TensorPlan(name, tuple(shape), dtype) for name, shape in shapes.items()]
     shards = plan_shards(tensors, max_shard_size=request.max_shard_size)
     needed = sum(shard.nbytes for shard in shards) - reserved_bytes(request.output_dir)
     check_free_space(request.output_dir.parent, needed)
@@ -287,10 +301,11 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
         spec=spec,
         skeleton=skeleton,
         reader=reader,
+        source_shapes=source_shapes,
         device=device,
         method=method,
         sizes=sizes,
-        folds=_folds(request, spec, sizes),
+        folds=choose_folds(request, spec, sizes),
         norm=norm,
         residual=residual_scale(spec.rms_norm_eps, norm),
         dtype=dtype,
@@ -299,9 +314,18 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     )
 
 
-def expected_shapes(skeleton: Skeleton, spec: AttentionSpec, *, tied: bool) -> dict[str, torch.Size]:
-    """Return what a checkpoint must hold: every tensor of the stock class, but for a tied head."""
-    return {name: shape for name, shape in skeleton.shapes.items() if not (tied and name == spec.family.head)}
+def expected_shapes(
+    skeleton: Skeleton, spec: AttentionSpec, headers: Iterable[str], *, tied: bool
+) -> dict[str, torch.Size]:
+    """Return what a checkpoint must hold: every tensor of the stock class, but for a tied head.
+
+    A mixture's experts may be packed or single, as the names in ``headers`` are.
+    """
+    shapes = {name: shape for name, shape in skeleton.shapes.items() if not (tied and name == spec.family.head)}
+    experts = spec.family.experts
+    if experts is None or any(name.endswith(GATE_UP) for name in headers):
+        return shapes
+    return unpacked_shapes(shapes, experts)
 
 
 def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> Sequence[str]:
@@ -314,72 +338,3 @@ def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -
         except UsageError:
             continue
     return names
-
-
-def _check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
-    if method == "exact":
-        if spec.family.head_norms:
-            raise UsageError(
-                f"--exact is impossible for {spec.family.title}, because MLA has no norm on queries and keys: pass "
-                "sizes and a text instead."
-            )
-        for flag in ("q_lora_rank", "freq_fold", "calibration", "heal_steps", "latent_norm", "biases"):
-            if getattr(request, flag) not in (ConvertRequest.model_fields[flag].default, ("none",)):
-                raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
-        return
-    if not request.calibration:
-        raise UsageError(
-            "The calibration text is missing: pass --calibration FILE or a hub data set, or --calibration none to "
-            "convert from the weights alone, which loses far more quality."
-        )
-    if spec.nonlinear and "none" in request.calibration:
-        what = "The norm on queries and keys" if spec.family.head_norms else "--biases fold"
-        raise UsageError(f"{what} needs a text, to find the nearest linear maps on: pass --calibration FILE.")
-    if "o_proj" in spec.biases and not spec.keep_biases:
-        raise UsageError("--biases fold has no place for a bias on the output of attention: use --biases keep.")
-    if "none" in request.calibration and len(request.calibration) > 1:
-        raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
-    live = request.latent_norm == "live"
-    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm live", live)):
-        if asked and (method != "complex" or "none" in request.calibration):
-            raise UsageError(f"{flag} needs --method complex and a text to learn from: pass --calibration FILE.")
-    if live:
-        if request.profile != "portable":
-            raise UsageError("--latent-norm live survives 8-bit blocks by itself: drop --profile quantizable.")
-        if sizes.kv_lora_rank < 2:
-            raise UsageError("--latent-norm live takes one latent number: pass --kv-lora-rank 2 or more, found 1.")
-    if method == "rorope" and spec.rope_type != "default":
-        raise UsageError(
-            f"--method rorope needs plain RoPE, found type {spec.rope_type!r}: --method complex fits other frequencies "
-            "onto the target's plain grid."
-        )
-
-
-def _folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) -> tuple[int, ...]:
-    if request.exact:
-        return ()
-    folds = freq_folds(spec, sizes.qk_rope_head_dim)
-    if request.freq_fold is None:
-        # The published method has no rule but trying on the test text; four is what its authors use most.
-        return tuple(folds) if request.method == "complex" else (min(folds, key=lambda fold: abs(fold - 4)),)
-    if request.freq_fold not in folds:
-        raise UsageError(
-            f"--freq-fold {request.freq_fold} does not share {sizes.qk_rope_head_dim // 2} slots out evenly among "
-            f"{spec.num_pairs} frequencies; these do: {', '.join(map(str, folds))}."
-        )
-    return (request.freq_fold,)
-
-
-def _storage_dtype(
-    request: ConvertRequest, reader: CheckpointReader, spec: AttentionSpec, sizes: MLASizes
-) -> torch.dtype:
-    dtype = reader.headers[spec.family.embedding].dtype if request.dtype == "auto" else _DTYPES[request.dtype]
-    if dtype not in _DTYPES.values():
-        raise CheckpointError(f"The weights are stored as {dtype}: convert a float32, bfloat16 or float16 one.")
-    tiny = request.latent_norm == "neutral" or sizes.q_lora_rank is not None
-    if dtype == torch.float16 and request.profile == "portable" and tiny:
-        raise UsageError(
-            "The portable profile writes latent rows of about 1e-6, which float16 cannot hold: "
-            "pass --dtype bfloat16 or float32, --profile quantizable, or --latent-norm live without --q-lora-rank."
-        )
-    return dtype

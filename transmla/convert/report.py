@@ -20,6 +20,7 @@ class LayerReport(_Record):
             (rorope: are the source's); ``None`` without text.
         error_before_refit: the same before W_O is refitted.
         error_before_healing: the same before healing; ``None`` where nothing is healed.
+        routing_error: how far the weight of an expert is from the source's at most, on the held-out windows.
         freq_fold: neighbouring frequencies that share rotary slots; ``None`` in exact mode.
     """
 
@@ -27,6 +28,7 @@ class LayerReport(_Record):
     relative_error: float | None = None
     error_before_refit: float | None = None
     error_before_healing: float | None = None
+    routing_error: float | None = None
     freq_fold: int | None
 
 

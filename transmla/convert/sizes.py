@@ -11,13 +11,14 @@ from transmla.errors import UsageError
 
 @dataclass(frozen=True)
 class MLASizes:
-    """Sizes of the latent attention, in DeepSeek's names."""
+    """Sizes of the latent attention, in DeepSeek's names, and how many experts of zeros all tokens share."""
 
     kv_lora_rank: int
     qk_rope_head_dim: int
     qk_nope_head_dim: int
     v_head_dim: int
     q_lora_rank: int | None = None
+    n_shared_experts: int = 0
 
     @property
     def cache_numbers(self) -> int:
@@ -136,6 +137,8 @@ def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profil
             + " or ".join(f"--kv-lora-rank {rank} --qk-rope-head-dim {rope}" for rank, rope in nearest)
             + "."
         )
+    if spec.mixture and engine.shared_expert:
+        sizes = replace(sizes, n_shared_experts=1)
     return _pad_heads(sizes, engine)
 
 

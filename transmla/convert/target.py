@@ -9,18 +9,14 @@ from torch import Tensor
 from transformers import DeepseekV3Config, PretrainedConfig
 
 import transmla
+from transmla.arch.experts import Mixture
 from transmla.arch.spec import AttentionSpec
 from transmla.convert.fold import NeutralNorm
 from transmla.convert.sizes import MLASizes
 from transmla.linalg.rotary import rope_frequencies
 
-# No dense layer instantiates an expert, but strict configs and converters want the keys.
-_EXPERT_PLACEHOLDERS: dict[str, Any] = {
+_ROUTING: dict[str, Any] = {
     "moe_layer_freq": 1,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 512,
     "n_group": 1,
     "topk_group": 1,
     "topk_method": "noaux_tc",
@@ -73,12 +69,28 @@ def target_config(
         # To the power of whatever, 1 is 1: in exact mode the factors alone make the frequencies.
         "rope_theta": 1.0 if exact else spec.rope_theta,
         "rope_scaling": _own_grid(spec) if exact else _plain_grid(spec),
-        "first_k_dense_replace": spec.num_hidden_layers,
-        **_EXPERT_PLACEHOLDERS,
+        **_experts(spec, sizes),
+        **_ROUTING,
         "tie_word_embeddings": False,
         **{key: value for key in _KEPT if (value := getattr(source, key, None)) is not None},
         "torch_dtype": str(dtype).removeprefix("torch."),
         "transmla_version": transmla.__version__,
+    }
+
+
+def _experts(spec: AttentionSpec, sizes: MLASizes) -> dict[str, Any]:
+    mixture = spec.mixture
+    if mixture is None:
+        # No dense layer instantiates an expert, but strict configs and converters want the keys.
+        mixture, shared = Mixture(num_experts=8, num_experts_per_tok=2, intermediate_size=512), 1
+    else:
+        shared = sizes.n_shared_experts
+    return {
+        "first_k_dense_replace": 0 if spec.mixture else spec.num_hidden_layers,
+        "n_routed_experts": mixture.num_experts,
+        "n_shared_experts": shared,
+        "num_experts_per_tok": mixture.num_experts_per_tok,
+        "moe_intermediate_size": mixture.intermediate_size,
     }
 
 

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from transmla.arch.experts import ROUTER, ExpertNames, unpack
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
+from transmla.calibration.stream import Attended
 from transmla.convert.fold import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
@@ -17,9 +19,12 @@ from transmla.convert.live import live_norm
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.refit import refit_output
 from transmla.convert.report import LayerReport
-from transmla.convert.target import target_frequencies
+from transmla.convert.routing import RouterInputs
 from transmla.convert.teacher import Lesson, relative_error
 from transmla.device import trim_memory
+
+# What DeepSeek-V3's mixtures have besides: nothing, as zeros.
+_NOT_IN_A_SOURCE = ("mlp.gate.e_score_correction_bias", "mlp.shared_experts.")
 
 _METHODS = {"complex": complex_layer, "rorope": rorope_layer}
 
@@ -71,7 +76,7 @@ class _Walk:
         self._plan = plan
         self._fit = slice(0, plan.request.num_windows)
         self._heldout = slice(plan.request.num_windows, None)
-        self._frequencies = target_frequencies(plan.spec, plan.sizes).to(plan.device)
+        self._frequencies = plan.slot_frequencies
         self._stream = self._converted = None
         if windows is not None:
             self._stream = plan.source_stream(windows)
@@ -99,9 +104,15 @@ class _Walk:
             return self._finish(index, source, attention, moments, LayerReport(layer=index, freq_fold=fold))
         with self._stream.layer(index, source) as layer:
             weights = self._plan.attention_weights(source, layer, inputs=self._converted or self._stream)
-            moments, fit, heldout = self._observe(layer, weights)
+            routing = self._routing()
+            moments, fit, heldout = self._observe(layer, weights, routing)
             attention, fold = self._convert_attention(weights, moments)
             attention, errors = self._improve(index, attention.map(Tensor.float), moments, fit, heldout)
+            if routing is not None and (mixture := self._plan.spec.mixture):
+                router, errors["routing_error"] = routing.sigmoid_router(
+                    source[ROUTER], top_k=mixture.num_experts_per_tok, dtype=self._plan.dtype
+                )
+                source = source | {ROUTER: router}
             report = LayerReport(layer=index, freq_fold=fold, **errors)
             converted = self._finish(index, source, attention, moments, report)
             # What is stored is what the layers above will meet, rounding included.
@@ -112,7 +123,13 @@ class _Walk:
                 self._advance_converted(layer, as_stored)
         return replace(converted, report=report)
 
-    def _observe(self, layer: nn.Module, weights: AttentionWeights) -> tuple[Moments, Lesson | None, Lesson]:
+    def _routing(self) -> RouterInputs | None:
+        plan = self._plan
+        return RouterInputs(plan.spec.hidden_size, plan.device) if plan.spec.mixture else None
+
+    def _observe(
+        self, layer: nn.Module, weights: AttentionWeights, routing: RouterInputs | None
+    ) -> tuple[Moments, Lesson | None, Lesson]:
         """Return the moments on the fitted windows, and what there is to learn on them and on the held-out ones.
 
         Without a converted stream nothing is learnt, and nothing but the moments is kept of the fitted windows.
@@ -121,20 +138,31 @@ class _Walk:
         sums = MomentSums(weights, self._plan.spec, tokens=self._plan.request.window)
         fit = None
         if self._converted is None:
-            for attended in self._stream.advance(layer, self._fit):
+            for attended in self._advance(layer, self._fit, routing):
                 sums.add(attended)
         else:
-            fit = self._lesson(layer, self._fit, sums)
-        return sums.finish(), fit, self._lesson(layer, self._heldout)
+            fit = self._lesson(layer, self._fit, routing, sums)
+        return sums.finish(), fit, self._lesson(layer, self._heldout, routing)
 
-    def _lesson(self, layer: nn.Module, rows: slice, sums: MomentSums | None = None) -> Lesson:
+    def _advance(self, layer: nn.Module, rows: slice, routing: RouterInputs | None) -> Iterator[Attended]:
+        """Move the source's stream past ``layer``, and see what its router is given."""
+        assert self._stream is not None
+        norm = layer.get_submodule(self._plan.spec.family.mlp_norm)
+        for attended in self._stream.advance(layer, rows):
+            if routing is not None:
+                routing.add(norm(attended.residual), heldout=rows == self._heldout)
+            yield attended
+
+    def _lesson(
+        self, layer: nn.Module, rows: slice, routing: RouterInputs | None, sums: MomentSums | None = None
+    ) -> Lesson:
         """Move the source's stream past ``layer``, and say what the converted layer should make of its own inputs."""
         assert self._stream is not None
         inputs = (self._converted or self._stream).inputs(layer, rows)
         shape = inputs.shape[:2]
         lesson = Lesson(inputs, inputs.new_empty(*shape, self._plan.spec.hidden_size), inputs.new_empty(shape))
         done = 0
-        for attended in self._stream.advance(layer, rows):
+        for attended in self._advance(layer, rows, routing):
             batch = slice(done, done + len(attended.input))
             done = batch.stop
             wanted = attended.output
@@ -188,13 +216,16 @@ class _Walk:
             residual=plan.residual,
         )
         attention_tensors = {f"self_attn.{name}": tensor.to(plan.dtype) for name, tensor in folded.items()}
-        tensors = {}
+        tensors, outer = {}, unpack(source, ExpertNames())
         for planned in plan.layer_tensors(index):
             local = planned.name.removeprefix(f"model.layers.{index}.")
             if local in attention_tensors:
                 tensors[planned.name] = attention_tensors[local]
+            elif local.startswith(_NOT_IN_A_SOURCE):
+                tensors[planned.name] = torch.zeros(planned.shape, dtype=plan.dtype)
             else:
-                tensors[planned.name] = plan.stored(source[local], residual=local in plan.spec.family.residual_writers)
+                residual = local.endswith(plan.spec.family.residual_writers)
+                tensors[planned.name] = plan.stored(outer[local], residual=residual)
         return ConvertedLayer(tensors, report)
 
     def _input_bound(self, norm: Tensor) -> float:

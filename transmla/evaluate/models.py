@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,10 @@ def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrained
 
 def _load(factory: Any, model: Source, what: str, **options: Any) -> Any:
     try:
-        return factory.from_pretrained(model.folder, trust_remote_code=False, **options)
+        with warnings.catch_warnings():
+            # A mixture without shared experts has empty matrices, which PyTorch finds worth a warning.
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            return factory.from_pretrained(model.folder, trust_remote_code=False, **options)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"The {what} of {model.name} cannot be loaded: {reason}") from error

@@ -1,0 +1,64 @@
+"""Sources whose frequencies are not plain: scaled, stretched, or good for short contexts only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.arch.test_spec import LONG, ROPE
+from tests.convert.models import (
+    asked,
+    convert_and_keep,
+    difference,
+    factor_logits,
+    load,
+    logits,
+    plain_grid,
+    read_config,
+    some_ids,
+)
+from tests.factory import tiny_checkpoint
+from transmla.convert.run import convert
+
+SIZES = {"kv_lora_rank": 44, "qk_rope_head_dim": 16}
+SCALED = {name: {"rope_parameters": ROPE[name]} for name in ("linear", "dynamic", "yarn", "llama3")}
+BOUNDED = {
+    "longrope": {"rope_parameters": LONG},
+    "sliding window": {"family": "mistral", "sliding_window": 64},
+    "layers with a window": {"family": "ministral", "sliding_window": 64},
+}
+
+
+@pytest.mark.parametrize("name", SCALED | BOUNDED)
+def test_exact_logits_are_the_sources(tmp_path, name):
+    bound = {"max_position_embeddings": 64} if name in BOUNDED else {}
+    source = tiny_checkpoint(tmp_path / "source", **(SCALED | BOUNDED)[name])
+    convert(asked(source, tmp_path / "out", exact=True, **bound))
+    assert read_config(tmp_path / "out")["max_position_embeddings"] == (64 if bound else 512)
+    ids = some_ids(tokens=64 if bound else 320)
+    assert difference(logits(load(tmp_path / "out"), ids), logits(load(source), ids)) < 1e-4  # measured 9e-6
+
+
+@pytest.mark.parametrize("name", SCALED | BOUNDED)
+def test_other_frequencies_are_fitted_onto_the_plain_grid(calibration_text, tmp_path, name):
+    """With a cache as large as the source's, little is lost, though the slots turn at other frequencies."""
+    bound = {"max_position_embeddings": 64} if name in BOUNDED else {}
+    source = tiny_checkpoint(tmp_path / "source", **(SCALED | BOUNDED)[name])
+    sizes = {"kv_lora_rank": 32, "qk_rope_head_dim": 32}
+    report, factors = convert_and_keep(source, tmp_path / "out", calibration_text, **sizes, **bound)
+    ids = some_ids(1, tokens=64)
+    converted = load(tmp_path / "out")
+    expected = factor_logits(source, factors, plain_grid(read_config(tmp_path / "out")), ids[0])
+    assert difference(logits(converted, ids)[0], expected) < 1e-4
+    smaller = convert(asked(source, tmp_path / "small", calibration_text, kv_ratio=0.25, **bound))
+    assert report.mean_relative_error < 0.6 * smaller.mean_relative_error
+
+
+def test_without_the_factor_on_the_logits_it_would_be_another_model(tmp_path):
+    source = tiny_checkpoint(tmp_path / "source", **SCALED["yarn"])
+    convert(asked(source, tmp_path / "out", exact=True))
+    model, ids = load(source), some_ids()
+    wanted = logits(model, ids)
+    model.model.rotary_emb.attention_scaling = 1.0
+    assert difference(logits(model, ids), wanted) > 0.1
+    assert torch.allclose(logits(load(tmp_path / "out"), ids), wanted, atol=1e-3)
