@@ -6,6 +6,7 @@ neither uniform nor one-hot, so a wrong logit shows.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -36,6 +38,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "ministral": (MinistralConfig, {"sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]}),
     "qwen2": (Qwen2Config, {}),
     "qwen3": (Qwen3Config, {}),
+    "phi3": (Phi3Config, {"sliding_window": None, "pad_token_id": None}),
     "mixtral": (MixtralConfig, {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 28}),
     "qwen3_moe": (
         Qwen3MoeConfig,
@@ -97,7 +100,9 @@ def tiny_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config_class, fields = FAMILIES[family]
-    model = random_model(config_class(**{**SIZES, **fields, "dtype": dtype, **config_overrides}), seed=seed)
+    # Some configs change the dictionaries that they are given.
+    keys = copy.deepcopy({**SIZES, **fields, "dtype": dtype, **config_overrides})
+    model = random_model(config_class(**keys), seed=seed)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     GenerationConfig(bos_token_id=0, eos_token_id=1, max_length=64).save_pretrained(folder)

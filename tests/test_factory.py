@@ -41,7 +41,7 @@ def test_hidden_states_and_attention_are_of_a_trained_models_size(tmp_path, fami
 
 
 @pytest.mark.parametrize("shards", [2, 3, 4])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"phi3"}))
 def test_keys_and_values_of_a_layer_lie_in_different_shards(tmp_path, family, shards):
     tiny_checkpoint(tmp_path, family=family, shards=shards)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]

@@ -111,7 +111,7 @@ class TestSource:
         [
             (
                 {"model_type": "t5"},
-                r"'t5' in .* is not supported; supported: llama, ministral, mistral, mixtral, qwen2",
+                r"'t5' in .* is not supported; supported: llama, mimo, ministral, mistral",
             ),
             ({"mlp_bias": True}, r"no biases in its MLP \(config.json: mlp_bias = True\)"),
             ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "RoPE type 'proportional'"),

@@ -43,7 +43,7 @@ def load_tensors(folder: Path, dtype: torch.dtype | None = torch.float64) -> dic
 
 
 def as_deepseek_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Name what is no attention as DeepSeek-V3 does: experts one by one, however they were stored."""
+    """Name what is no attention as DeepSeek-V3 does: experts one by one, however they were stored, and none fused."""
     named = {}
     for name, tensor in tensors.items():
         if name.endswith("mlp.experts.gate_up_proj"):
@@ -53,6 +53,9 @@ def as_deepseek_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         elif name.endswith("mlp.experts.down_proj"):
             for index, down in enumerate(tensor):
                 named[name.replace("down_proj", f"{index}.down_proj.weight")] = down
+        elif name.endswith("mlp.gate_up_proj.weight"):
+            for part, half in zip(("gate_proj", "up_proj"), tensor.chunk(2), strict=True):
+                named[name.replace("gate_up_proj", part)] = half
         else:
             for mixtral, deepseek in (
                 ("block_sparse_moe", "mlp"), (".w1.", ".gate_proj."), (".w3.", ".up_proj."), (".w2.", ".down_proj."),

@@ -286,6 +286,10 @@ class TestLlamaWithBiases(FamilyContract, family="llama", biased=True, attention
     """As Qwen1.5 in Llama's clothes: on the output, too."""
 
 
+class TestPhi3InShards(FamilyContract, family="phi3", shards=2, rms_norm_eps=1e-6):
+    """Fused queries, keys and values, and a fused MLP."""
+
+
 class TestBfloat16Qwen2(FamilyContract, family="qwen2", biased=True, dtype=torch.bfloat16, tolerance=0.1):
     pass
 

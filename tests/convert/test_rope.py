@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.arch.test_spec import LONG, ROPE
+from tests.arch.test_spec import LONG, LONG_PHI3, ROPE
 from tests.convert.models import (
     asked,
     convert_and_keep,
@@ -24,6 +24,7 @@ SIZES = {"kv_lora_rank": 44, "qk_rope_head_dim": 16}
 SCALED = {name: {"rope_parameters": ROPE[name]} for name in ("linear", "dynamic", "yarn", "llama3")}
 BOUNDED = {
     "longrope": {"rope_parameters": LONG},
+    "Phi-3's longrope": {"family": "phi3", **LONG_PHI3},
     "sliding window": {"family": "mistral", "sliding_window": 64},
     "layers with a window": {"family": "ministral", "sliding_window": 64},
 }
@@ -44,7 +45,8 @@ def test_other_frequencies_are_fitted_onto_the_plain_grid(calibration_text, tmp_
     """With a cache as large as the source's, little is lost, though the slots turn at other frequencies."""
     bound = {"max_position_embeddings": 64} if name in BOUNDED else {}
     source = tiny_checkpoint(tmp_path / "source", **(SCALED | BOUNDED)[name])
-    sizes = {"kv_lora_rank": 32, "qk_rope_head_dim": 32}
+    half = 16 if name == "Phi-3's longrope" else 32
+    sizes = {"kv_lora_rank": half, "qk_rope_head_dim": half}
     report, factors = convert_and_keep(source, tmp_path / "out", calibration_text, **sizes, **bound)
     ids = some_ids(1, tokens=64)
     converted = load(tmp_path / "out")

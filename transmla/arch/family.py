@@ -41,6 +41,8 @@ class Family:
         input_norm: name inside a layer of the norm weight in front of attention.
         mlp_norm: module inside a layer of the norm in front of the MLP.
         residual_writers: endings of the names of the weights whose output is added to the residual stream.
+        computed_by: ``model_type`` of the class of transformers that computes the model; its own unless told.
+        fused: weights that are stored as one, one below the other, and their parts in that class; inside a layer.
         experts: how a mixture of experts is stored, where the MLP is one.
         expert_size: key of config.json for the intermediate size of an expert.
         biased: projections of attention that have biases.
@@ -57,6 +59,8 @@ class Family:
     input_norm: str = "input_layernorm.weight"
     mlp_norm: str = "post_attention_layernorm"
     residual_writers: tuple[str, ...] = ("o_proj.weight", "down_proj.weight")
+    computed_by: str | None = None
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     experts: ExpertNames | None = None
     expert_size: str = "moe_intermediate_size"
     biased: tuple[str, ...] = ()
@@ -76,7 +80,7 @@ _NO_SLIDING_WINDOW = Requirement(
     "sliding_window", (None,), "DeepSeek-V3 has no sliding-window attention", bounds_context=True
 )
 
-_NO_BIASES = Requirement("attention_bias", (False, None), "transformers' Mistral has no biases in its attention")
+_NO_BIASES = Requirement("attention_bias", (False, None), "in transformers its attention has no biases")
 
 _QWEN3_ATTENTION: dict[str, Any] = {
     "projections": ("q_norm", "k_norm", "v_proj"),
@@ -96,6 +100,24 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mistral": Family("Mistral", requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES)),
         "ministral": Family("Ministral", requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES)),
         "qwen2": Family("Qwen2", biased=("q_proj", "k_proj", "v_proj"), requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
+        # Its heads for more than the next token are beside the model, and there is nothing to hold them.
+        "mimo": Family(
+            "MiMo",
+            computed_by="qwen2",
+            biased=("q_proj", "k_proj", "v_proj"),
+            requirements=(*_COMMON, _NO_SLIDING_WINDOW),
+        ),
+        "phi3": Family(
+            "Phi-3",
+            computed_by="llama",
+            fused=MappingProxyType(
+                {
+                    "self_attn.qkv_proj.weight": tuple(f"self_attn.{kind}_proj.weight" for kind in "qkv"),
+                    "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+                }
+            ),
+            requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES),
+        ),
         "qwen3": Family("Qwen3", **_QWEN3_ATTENTION, requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
         "mixtral": Family(
             "Mixtral",

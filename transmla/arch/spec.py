@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from transmla.arch.experts import Mixture
@@ -106,10 +106,9 @@ def load_config(folder: Path) -> PretrainedConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
-    model_type = raw.get("model_type") if isinstance(raw, dict) else None
-    _check_family(model_type, path)
+    model_type = _check_family(raw.get("model_type") if isinstance(raw, dict) else None, path)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = _read_config(folder, model_type, raw)
     except Exception as error:  # transformers validates with several exception types of its own
         raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}") from None
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
@@ -117,6 +116,19 @@ def load_config(folder: Path) -> PretrainedConfig:
     if getattr(config, "head_dim", None) is None:
         # Some families compute it in the model, others in the config.
         config.head_dim = config.hidden_size // max(1, config.num_attention_heads)
+    return config
+
+
+def _read_config(folder: Path, model_type: str, raw: dict[str, Any]) -> PretrainedConfig:
+    computed_by = FAMILIES[model_type].computed_by
+    if model_type in CONFIG_MAPPING:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        raw = config.to_dict()
+        if computed_by is None:
+            return config
+    config = AutoConfig.for_model(computed_by, **{key: value for key, value in raw.items() if key != "model_type"})
+    # That is what computes it; this is what it is.
+    config.model_type = model_type
     return config
 
 
@@ -205,13 +217,14 @@ _SIZES = (
 )
 
 
-def _check_family(model_type: Any, path: Path) -> None:
+def _check_family(model_type: Any, path: Path) -> str:
     if isinstance(model_type, str) and model_type in REFUSED:
         raise UnsupportedModelError(f"A {model_type} model cannot be converted: {REFUSED[model_type]}.")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"model_type {_short(model_type)} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}."
         )
+    return model_type
 
 
 def _frequencies(

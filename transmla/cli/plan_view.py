@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 
@@ -33,6 +35,7 @@ def plan_table(plan: PlanSummary) -> Table:
         "Peak memory": f"about {readable_bytes(plan.peak_memory_bytes)} beyond what the libraries take",
         "Engines": ", ".join(plan.engines) or "none takes these sizes; --engine NAME tells what it needs",
     }
+    rows |= left_over_row(plan.left_over)
     for name, value in rows.items():
         table.add_row(name, value)
     for prediction in plan.predictions:
@@ -42,6 +45,13 @@ def plan_table(plan: PlanSummary) -> Table:
             f"error {prediction.error:.3g} of the residual stream, for a mean layer",
         )
     return table
+
+
+def left_over_row(names: Sequence[str]) -> dict[str, str]:
+    """Say what of a checkpoint is not converted."""
+    if not names:
+        return {}
+    return {"Left over": f"{len(names)} tensors that DeepSeek-V3 has no place for, the first is {names[0]}"}
 
 
 def report_table(report: ConversionReport) -> Table:

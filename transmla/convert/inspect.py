@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
+from transmla.arch.stored import left_over, stored_shapes
 from transmla.checkpoint.reader import check_headers
 from transmla.checkpoint.source import open_source, remote_headers
 from transmla.config import ConvertRequest, InspectRequest, flag_name
 from transmla.convert.engines import ENGINES
-from transmla.convert.plan import engines_for, expected_shapes
+from transmla.convert.plan import engines_for
 from transmla.convert.sizes import choose_sizes
 from transmla.errors import UsageError
 
@@ -57,6 +58,7 @@ class Inspection(_Record):
     kv_numbers_per_token_layer: int
     kv_bytes_per_token: int
     kv_bytes_in_context: int
+    left_over: tuple[str, ...]
     candidates: tuple[Candidate, ...]
 
 
@@ -73,7 +75,7 @@ def inspect(request: InspectRequest) -> Inspection:
     config = load_config(source.folder)
     spec = describe(config, max_position_embeddings=request.max_position_embeddings)
     headers = remote_headers(source, token=request.token)
-    expected = expected_shapes(Skeleton(config), spec, headers, tied=config.tie_word_embeddings)
+    expected = stored_shapes(Skeleton(config).shapes, spec.family, headers, tied=config.tie_word_embeddings)
     check_headers(headers, expected)
     dtype = headers[spec.family.embedding].dtype
     token_bytes = dtype.itemsize * spec.num_hidden_layers
@@ -96,6 +98,7 @@ def inspect(request: InspectRequest) -> Inspection:
         kv_numbers_per_token_layer=spec.cache_numbers,
         kv_bytes_per_token=spec.cache_numbers * token_bytes,
         kv_bytes_in_context=spec.cache_numbers * token_bytes * request.context,
+        left_over=left_over(headers, expected, spec.family),
         candidates=tuple(_candidates(spec, token_bytes, request.context)),
     )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 import transmla
-from transmla.arch.experts import GATE_UP, ExpertNames, pack, unpacked_shapes
+from transmla.arch.experts import ExpertNames, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
+from transmla.arch.stored import as_class_names, left_over, stored_shapes
 from transmla.calibration.linear import nearest_linear
 from transmla.calibration.moments import AttentionWeights
 from transmla.calibration.stream import ResidualStream, SourceStream
@@ -49,7 +50,7 @@ class Prediction(BaseModel):
 
 
 class PlanSummary(BaseModel):
-    """What is about to happen, for people and programs."""
+    """What is about to happen, for people and programs; ``left_over`` names tensors that are not converted."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,6 +74,7 @@ class PlanSummary(BaseModel):
     peak_memory_bytes: int
     engines: tuple[str, ...]
     predictions: tuple[Prediction, ...] = ()
+    left_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +120,12 @@ class ConversionPlan:
 
     def read_layer(self, index: int) -> dict[str, Tensor]:
         """Read a source layer in its storage type, named as in transformers and relative to the layer."""
-        prefix, experts = self.spec.layer_prefix(index), self.spec.family.experts
+        prefix = self.spec.layer_prefix(index)
+
         names = [name for name in self.source_shapes if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
-        return pack(tensors, experts) if experts else tensors
+        shapes = {name.removeprefix(prefix): shape for name, shape in self.skeleton.shapes.items()}
+        return as_class_names(tensors, self.spec.family, shapes)
 
     def attention_weights(
         self, tensors: Mapping[str, Tensor], layer: nn.Module | None = None, *, inputs: ResidualStream | None = None
@@ -244,6 +248,7 @@ class ConversionPlan:
             peak_memory_bytes=self._peak_memory(),
             engines=tuple(engines_for(sizes, spec, self.request)),
             predictions=self.predictions,
+            left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
         )
 
     def _peak_memory(self) -> int:
@@ -283,7 +288,8 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     check_method(request, spec, sizes, method)
     reader = CheckpointReader(source.folder)
     skeleton = Skeleton(source_config)
-    source_shapes = expected_shapes(skeleton, spec, reader.headers, tied=source_config.tie_word_embeddings)
+    tied = source_config.tie_word_embeddings
+    source_shapes = stored_shapes(skeleton.shapes, spec.family, reader.headers, tied=tied)
     reader.check(source_shapes)
     norm = NORMS[request.profile]
     dtype = storage_dtype(request, reader, spec, sizes)
@@ -312,20 +318,6 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
         config=config,
         shards=shards,
     )
-
-
-def expected_shapes(
-    skeleton: Skeleton, spec: AttentionSpec, headers: Iterable[str], *, tied: bool
-) -> dict[str, torch.Size]:
-    """Return what a checkpoint must hold: every tensor of the stock class, but for a tied head.
-
-    A mixture's experts may be packed or single, as the names in ``headers`` are.
-    """
-    shapes = {name: shape for name, shape in skeleton.shapes.items() if not (tied and name == spec.family.head)}
-    experts = spec.family.experts
-    if experts is None or any(name.endswith(GATE_UP) for name in headers):
-        return shapes
-    return unpacked_shapes(shapes, experts)
 
 
 def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> Sequence[str]:

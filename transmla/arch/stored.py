@@ -1,0 +1,62 @@
+"""How a checkpoint stores a model: experts one by one or packed, and weights that are fused.
+
+Everything else in the package names weights as transformers' class does.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from transmla.arch.experts import GATE_UP, pack, unpacked_shapes
+from transmla.arch.family import Family
+
+
+def stored_shapes(
+    shapes: Mapping[str, torch.Size], family: Family, headers: Iterable[str], *, tied: bool
+) -> dict[str, torch.Size]:
+    """Return what a checkpoint must hold: every tensor of the class, under its stored name, but for a tied head.
+
+    Args:
+        shapes: of the tensors of the class.
+        family: of the model.
+        headers: names that are stored: experts may be packed or not.
+        tied: whether the head is the embedding.
+    """
+    stored = {name: shape for name, shape in shapes.items() if not (tied and name == family.head)}
+    for whole, parts in family.fused.items():
+        for name in [name for name in stored if name.endswith(parts[0])]:
+            prefix = name.removesuffix(parts[0])
+            rows = [stored.pop(prefix + part) for part in parts]
+            stored[prefix + whole] = torch.Size([sum(shape[0] for shape in rows), *rows[0][1:]])
+    if family.experts is None or any(name.endswith(GATE_UP) for name in headers):
+        return stored
+    return unpacked_shapes(stored, family.experts)
+
+
+def as_class_names(
+    tensors: Mapping[str, Tensor], family: Family, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """Return a layer's tensors as the class names them; views where they were fused.
+
+    Args:
+        tensors: as they were stored, named relative to the layer.
+        family: of the model.
+        shapes: of the layer's tensors in the class, named likewise.
+    """
+    named = dict(tensors)
+    for whole, parts in family.fused.items():
+        named |= zip(parts, named.pop(whole).split([shapes[part][0] for part in parts]), strict=True)
+    return pack(named, family.experts) if family.experts else named
+
+
+def left_over(headers: Iterable[str], stored: Mapping[str, torch.Size], family: Family) -> tuple[str, ...]:
+    """Return the names of tensors that are no part of the model that is converted."""
+    # A tied head may be stored all the same, and old checkpoints hold tables that every class computes.
+    return tuple(
+        sorted(
+            name
+            for name in headers
+            if name not in stored and name != family.head and not name.endswith("rotary_emb.inv_freq")
+        )
+    )
