@@ -214,7 +214,7 @@ class TestSizes:
             convert_refuses(USAGE, message, sizes=("--exact", flag, "4"), calibration=None)
 
     def test_exact_for_an_engine_without_a_free_grid(self, convert_refuses):
-        message = "llama.cpp cannot give every rotary slot its own frequency, which --exact needs"
+        message = "llama.cpp cannot give every rotary slot a frequency of its own, as --exact must"
         convert_refuses(USAGE, message, sizes=("--exact", "--engine", "llama.cpp"), calibration=None)
 
     def test_rorope_of_scaled_rope(self, convert_refuses, source):

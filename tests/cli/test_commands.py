@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_inspect_prints_a_table_of_80_columns(cli, source):
         assert part in result.stdout
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mixtral"])
 def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path, family, calibration_text):
     """Wide enough a model for the sizes of every engine."""
     sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 1}
@@ -58,16 +59,51 @@ def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path, family, ca
         "transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx",
     }  # fmt: skip
     assert any(way["exact"] for way in inspection["candidates"]) is (family != "qwen3")
-    for way in inspection["candidates"]:
+    text = ["--calibration", str(calibration_text), "--window", "64", "--num-windows", "4"]
+
+    def plan(way):
         flags = " ".join(way["flags"]).split()
-        # The published method predicts no errors, which would take longer than all else here.
-        fitted = ["--method", "rorope", "--calibration", str(calibration_text), "--window", "64", "--num-windows", "4"]
-        text = [] if way["exact"] else fitted
-        result = cli("convert", source, tmp_path / "out", *flags, *text, "--dry-run", "--json")
+        if "--exact" in flags:
+            flags += text if family == "mixtral" else []
+        else:
+            # The published method predicts no errors, which would take longer than all else here.
+            flags += ["--method", "rorope", *text]
+        result = cli("convert", source, tmp_path / "out", *flags, "--dry-run", "--json")
         assert result.exit_code == 0, result.stderr
-        plan = json.loads(result.stdout)
-        assert plan["kv_bytes_per_token"] == way["kv_bytes_per_token"]
-        assert plan["engines"] == way["engines"]
+        return json.loads(result.stdout)
+
+    for way in inspection["candidates"]:
+        planned = plan(way)
+        assert planned["kv_bytes_per_token"] == way["kv_bytes_per_token"]
+        assert planned["engines"] == way["engines"]
+    for verdict in inspection["engines"]:
+        assert verdict["loads"] in ("exact", "approximate")
+        assert verdict["engine"] in plan(verdict)["engines"]
+        assert bool(verdict["why"]) is (verdict["loads"] == "approximate")
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "expected"),
+    [
+        ("llama", {}, {"transformers": "exact", "llama.cpp": "approximate", "mlx": "approximate", "vllm": "no"}),
+        ("qwen3", {}, {"transformers": "approximate", "sglang": "no"}),
+        ("llama", {"attention_bias": True}, {"transformers": "exact", "mlx": "approximate", "llama.cpp": "no"}),
+        ("llama", {"num_hidden_layers": 62}, {"mlx": "no", "llama.cpp": "approximate"}),
+    ],
+)
+def test_inspect_says_what_every_engine_makes_of_a_model(cli, tmp_path, family, config, expected):
+    source = tiny_checkpoint(tmp_path / "source", family=family, **config)
+    verdicts = {
+        verdict["engine"]: verdict for verdict in json.loads(cli("inspect", source, "--json").stdout)["engines"]
+    }
+    assert {engine: verdicts[engine]["loads"] for engine in expected} == expected
+    for verdict in verdicts.values():
+        assert (verdict["flags"] == []) is (verdict["loads"] == "no")
+        assert (verdict["why"] == "") is (verdict["loads"] == "exact")
+    shown = cli("inspect", source).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    for engine, loads in expected.items():
+        assert re.search(rf"^ {re.escape(engine)} +{loads} ", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -111,7 +111,7 @@ def test_a_norm_on_heads_becomes_a_linear_map(normed, calibration_text, tmp_path
     [
         ({"biases": "fold", "exact": True}, "--exact fits nothing: drop --biases"),
         ({"biases": "fold", "calibration": "none", **SIZES}, "find the nearest linear maps on: pass --calibration"),
-        ({"engine": "llama.cpp", "exact": True}, "every rotary slot its own frequency"),
+        ({"engine": "llama.cpp", "exact": True}, "every rotary slot a frequency of its own"),
         ({"engine": "llama.cpp", "calibration": "none", **SIZES}, "no place for the biases of k_proj, q_proj, v_proj"),
     ],
 )

@@ -61,6 +61,15 @@ def inspection_view(inspection: Inspection) -> Group:
     for name, value in (rows | left_over_row(inspection.left_over)).items():
         facts.add_row(name, value)
 
+    engines = Table(title="Engines", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    engines.add_column("Engine", no_wrap=True)
+    engines.add_column("Loads", no_wrap=True)
+    engines.add_column("With", no_wrap=True)
+    engines.add_column("In the way", overflow="fold")
+    for verdict in inspection.engines:
+        flags = [flag for flag in verdict.flags if not flag.startswith("--engine")]
+        engines.add_row(verdict.engine, verdict.loads, "\n".join(flags), verdict.why)
+
     ways = Table(title="Can be converted", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     ways.add_column("With", no_wrap=True)
     ways.add_column("Result", no_wrap=True)
@@ -77,4 +86,4 @@ def inspection_view(inspection: Inspection) -> Group:
             f"{way.share:.0%}",
             ", ".join(way.engines) or "none",
         )
-    return Group(facts, ways)
+    return Group(facts, engines, ways)

@@ -11,18 +11,29 @@ from transmla.errors import CheckpointError, UsageError
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def check_possible(request: ConvertRequest, spec: AttentionSpec) -> None:
+    """Refuse what no text and no sizes make possible for this source.
+
+    Raises:
+        UsageError: why not, and what to do instead.
+    """
+    if request.exact and spec.family.head_norms:
+        raise UsageError(
+            f"--exact is impossible for {spec.family.title}, because MLA has no norm on queries and keys: pass sizes "
+            "and a text instead."
+        )
+    if "o_proj" in spec.biases and not spec.keep_biases:
+        raise UsageError("--biases fold has no place for a bias on the output of attention: use --biases keep.")
+
+
 def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
     """Refuse flags that contradict each other or the source.
 
     Raises:
         UsageError: which, and what would do.
     """
+    check_possible(request, spec)
     if method == "exact":
-        if spec.family.head_norms:
-            raise UsageError(
-                f"--exact is impossible for {spec.family.title}, because MLA has no norm on queries and keys: pass "
-                "sizes and a text instead."
-            )
         fitted = ("q_lora_rank", "freq_fold", "heal_steps", "latent_norm", "biases")
         for flag in fitted if spec.mixture else (*fitted, "calibration"):
             if getattr(request, flag) not in (ConvertRequest.model_fields[flag].default, ("none",)):
@@ -38,8 +49,6 @@ def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, 
     if spec.nonlinear and "none" in request.calibration:
         what = "The norm on queries and keys" if spec.family.head_norms else "--biases fold"
         raise UsageError(f"{what} needs a text, to find the nearest linear maps on: pass --calibration FILE.")
-    if "o_proj" in spec.biases and not spec.keep_biases:
-        raise UsageError("--biases fold has no place for a bias on the output of attention: use --biases keep.")
     if "none" in request.calibration and len(request.calibration) > 1:
         raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
     live = request.latent_norm == "live"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +12,8 @@ from transmla.arch.spec import AttentionSpec, describe, load_config
 from transmla.arch.stored import left_over, stored_shapes
 from transmla.checkpoint.reader import check_headers
 from transmla.checkpoint.source import open_source, remote_headers
-from transmla.config import ConvertRequest, InspectRequest, flag_name
+from transmla.config import ConvertRequest, EngineName, InspectRequest, flag_name
+from transmla.convert.choices import check_possible
 from transmla.convert.engines import ENGINES
 from transmla.convert.plan import engines_for
 from transmla.convert.sizes import choose_sizes
@@ -38,8 +39,22 @@ class Candidate(_Record):
     engines: tuple[str, ...]
 
 
+class Verdict(_Record):
+    """What an engine makes of the model.
+
+    Attributes:
+        loads: ``exact``: with these flags its logits are the source's; ``approximate``: with these flags; ``no``.
+        why: what is in the way of more; empty for ``exact``.
+    """
+
+    engine: EngineName
+    loads: Literal["exact", "approximate", "no"]
+    flags: tuple[str, ...]
+    why: str
+
+
 class Inspection(_Record):
-    """A model's sizes and its candidates."""
+    """A model's sizes, what engines make of it, and its candidates."""
 
     model: str
     family: str
@@ -59,6 +74,7 @@ class Inspection(_Record):
     kv_bytes_per_token: int
     kv_bytes_in_context: int
     left_over: tuple[str, ...]
+    engines: tuple[Verdict, ...]
     candidates: tuple[Candidate, ...]
 
 
@@ -99,16 +115,42 @@ def inspect(request: InspectRequest) -> Inspection:
         kv_bytes_per_token=spec.cache_numbers * token_bytes,
         kv_bytes_in_context=spec.cache_numbers * token_bytes * request.context,
         left_over=left_over(headers, expected, spec.family),
+        engines=tuple(_verdict(spec, name) for name in ENGINES),
         candidates=tuple(_candidates(spec, token_bytes, request.context)),
     )
 
 
+def _verdict(spec: AttentionSpec, name: EngineName) -> Verdict:
+    """Try the exact mode, then half of the cache, then without biases."""
+    ways: list[dict[str, Any]] = [{"exact": True}, {"kv_ratio": 0.5}, {"kv_ratio": 0.5, "biases": "fold"}]
+    why = last = ""
+    for way in ways:
+        request = ConvertRequest(model="", output_dir=Path(), engine=(name,), **way)
+        target = replace(spec, keep_biases=request.biases == "keep")
+        try:
+            check_possible(request, target)
+            choose_sizes(request, target)
+        except UsageError as error:
+            # The first reason is what is in the way of the best.
+            last = str(error)
+            why = why or last
+            continue
+        if spec.mixture and ENGINES[name].shared_expert:
+            why += " A mixture is given a shared expert of zeros, without which it does not load."
+        return Verdict(
+            engine=name,
+            loads="exact" if request.exact else "approximate",
+            flags=tuple(_flags({**way, "engine": name})),
+            why=why,
+        )
+    return Verdict(engine=name, loads="no", flags=(), why=last)
+
+
 def _candidates(spec: AttentionSpec, token_bytes: int, context: int) -> Iterator[Candidate]:
     """Try the exact mode, common ratios, and the sizes that single engines insist on."""
-    # Nothing holds a norm on queries and keys, and few engines hold their biases.
-    ways: list[dict[str, Any]] = [] if spec.family.head_norms else [{"exact": True}]
-    ways += [{"kv_ratio": ratio} for ratio in _RATIOS]
-    fold: dict[str, Any] = {"biases": "fold"} if spec.biases and "o_proj" not in spec.biases else {}
+    ways: list[dict[str, Any]] = [{"exact": True}, *({"kv_ratio": ratio} for ratio in _RATIOS)]
+    # Few engines hold biases.
+    fold: dict[str, Any] = {"biases": "fold"} if spec.biases else {}
     if fold:
         ways += [{"kv_ratio": ratio, **fold} for ratio in _RATIOS]
     fixed = sorted({(name, cache) for name, engine in ENGINES.items() for cache in engine.caches})
@@ -119,6 +161,7 @@ def _candidates(spec: AttentionSpec, token_bytes: int, context: int) -> Iterator
         request = ConvertRequest(model="", output_dir=Path(), **way)
         target = replace(spec, keep_biases=request.biases == "keep")
         try:
+            check_possible(request, target)
             sizes = choose_sizes(request, target)
         except UsageError:
             continue

@@ -117,8 +117,8 @@ def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profil
         raise UsageError(f"{engine.title} needs --profile {engine.profiles[0]}, found {profile}.")
     if exact and not engine.free_grid:
         raise UsageError(
-            f"{engine.title} cannot give every rotary slot its own frequency, which --exact needs; "
-            "transformers can, or convert with --kv-ratio."
+            f"{engine.title} cannot give every rotary slot a frequency of its own, as --exact must: use transformers, "
+            "or --kv-ratio."
         )
     if spec.biased and not engine.biases:
         raise UsageError(
