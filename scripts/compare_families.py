@@ -1,9 +1,9 @@
 """Convert small trained models of several families to half of their cache, and measure what each way loses.
 
-A model of each family is trained on one part of C4 (``train_small.py``, some minutes), fitted on another, and judged on
-a third. The published method is tried at every FreqFold; ours in closed form and healed. Where there are biases they are
-folded into the weights, too; where there is a norm on queries and keys, the crude way is tried, too: one factor for each
-of their numbers.
+A model of each family is trained on one part of C4 (``train_small.py``, some minutes), fitted on another, and judged
+on a third. The published method is tried at every FreqFold; ours in closed form and healed. Where there are biases
+they are folded into the weights, too; where there is a norm on queries and keys, the crude way is tried, too: one
+factor for each of their numbers.
 
     python scripts/compare_families.py OUTPUT_DIR [--families qwen2 qwen3 mixtral]
 """

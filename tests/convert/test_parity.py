@@ -127,6 +127,14 @@ class FamilyContract:
             value > 0.4
         )  # measured 4.6 to 5.7: a random model has nothing to spare; 0.6 to 1.1 with a common direction
 
+    def test_all_of_a_single_head_is_kept(self, calibration_text, tmp_path):
+        """A cache as large as the source's, and the grid of its frequencies: there is nothing to lose."""
+        make = checkpoint_with_a_common_direction if self.mixture else tiny_checkpoint
+        source = make(tmp_path / "source", dtype=self.dtype, **{**self.config, "num_key_value_heads": 1})
+        convert(asked(source, tmp_path / "out", calibration_text, kv_lora_rank=16, qk_rope_head_dim=16))
+        value = difference(logits(load(tmp_path / "out"), some_ids()), logits(load(source), some_ids()))
+        assert value < max(1e-3, self.tolerance)  # float32: measured 1.7e-4 to 5.0e-4, which is what the ridges take
+
     def test_untouched_tensors_keep_their_bits(self, source, exact, approximate):
         before = as_deepseek_names(load_tensors(source, dtype=None))
         before.setdefault("lm_head.weight", before["model.embed_tokens.weight"])
