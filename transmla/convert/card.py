@@ -65,7 +65,11 @@ def model_card(plan: ConversionPlan, report: ConversionReport) -> str:
 def _fit(report: ConversionReport) -> str:
     calibration, error = report.calibration, report.mean_relative_error
     if report.plan.method == "exact":
-        return "The logits equal the source's up to rounding."
+        routing = [layer.routing_error for layer in report.layers if layer.routing_error is not None]
+        up_to = (
+            f"the routing ({max(routing):.2g} of the experts are others, in the worst layer)" if routing else "rounding"
+        )
+        return f"The logits equal the source's up to {up_to}."
     if calibration is None or error is None:
         return "Converted from the weights alone, without calibration text."
     return (

@@ -44,7 +44,7 @@ class Verdict(_Record):
 
     Attributes:
         loads: ``exact``: with these flags its logits are the source's; ``approximate``: with these flags; ``no``.
-        why: what is in the way of more; empty for ``exact``.
+        why: what is in the way of more.
     """
 
     engine: EngineName
@@ -137,6 +137,8 @@ def _verdict(spec: AttentionSpec, name: EngineName) -> Verdict:
             continue
         if spec.mixture and ENGINES[name].shared_expert:
             why += " A mixture is given a shared expert of zeros, without which it does not load."
+        if spec.mixture and request.exact:
+            why = "Up to the routing, which is fitted on a text; the report says how far."
         return Verdict(
             engine=name,
             loads="exact" if request.exact else "approximate",

@@ -20,7 +20,8 @@ class LayerReport(_Record):
             (rorope: are the source's); ``None`` without text.
         error_before_refit: the same before W_O is refitted.
         error_before_healing: the same before healing; ``None`` where nothing is healed.
-        routing_error: how far the weight of an expert is from the source's at most, on the held-out windows.
+        routing_error: share of a token's experts, by weight, that are others than in the source; mean over held-out
+            windows.
         freq_fold: neighbouring frequencies that share rotary slots; ``None`` in exact mode.
     """
 
