@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from tests.convert.examples import randn
+from tests.convert.examples import HIDDEN, TOKENS, make_spec, randn, random_weights
 from tests.convert.models import (
     asked,
     checkpoint_with_a_common_direction,
@@ -22,8 +23,9 @@ from tests.convert.models import (
     rewritten,
     some_ids,
 )
+from tests.convert.naive import softmax_rows, source_logits
 from tests.factory import tiny_checkpoint
-from transmla.calibration.linear import nearest_linear
+from transmla.calibration.linear import PROJECTIONS, nearest_linear, token_costs
 from transmla.convert import plan as plan_module
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
@@ -64,26 +66,53 @@ def test_folded_biases_need_no_place_and_do_nearly_what_they_did(
     assert off["fold"] < 1.5 * off["keep"]
 
 
-def test_the_maps_are_least_squares():
-    inputs, wanted = randn(5, 20, 8, seed=0), randn(5, 20, 6, seed=1)
+def test_the_maps_are_weighted_least_squares():
+    inputs, wanted, cost = randn(5, 20, 8, seed=0), randn(5, 20, 6, seed=1), randn(5, 20, seed=4).abs()
     weights = {"q_proj": randn(6, 8, seed=2)}
     seen = [(inputs[:2], {"q_proj": wanted[:2]}), (inputs[2:], {"q_proj": wanted[2:]})]
-    found = nearest_linear(seen, weights)["q_proj"]
-    expected = torch.linalg.lstsq(inputs.flatten(0, 1), wanted.flatten(0, 1)).solution.T
+    costs = [{"q_proj": cost[:2]}, {"q_proj": cost[2:]}]
+    root = cost.flatten().sqrt().unsqueeze(-1)
+    flat, made = inputs.flatten(0, 1) * root, wanted.flatten(0, 1) * root
+    found = nearest_linear(seen, costs, weights)["q_proj"]
+    expected = torch.linalg.lstsq(flat, made).solution.T
     assert difference(found, expected) < 1e-4  # a little is pulled, and products are in float32
-    crude = nearest_linear(seen, weights, ridge=1e12)["q_proj"]
-    for row, weight, made in zip(crude, weights["q_proj"], wanted.flatten(0, 1).T, strict=True):
-        plain = inputs.flatten(0, 1) @ weight
-        assert difference(row, weight * (made @ plain) / (plain @ plain)) < 1e-4
+    crude = nearest_linear(seen, costs, weights, ridge=1e12)["q_proj"]
+    for row, weight, numbers in zip(crude, weights["q_proj"], made.T, strict=True):
+        plain = flat @ weight
+        assert difference(row, weight * (numbers @ plain) / (plain @ plain)) < 1e-4
 
 
 def test_a_bias_becomes_a_functional_that_is_nearly_one():
     inputs, weight, bias = randn(5, 20, 8, seed=0), randn(6, 8, seed=2), randn(6, seed=3)
     inputs[..., 2] = 3 + 0.01 * randn(5, 20, seed=1)
-    found = nearest_linear([(inputs, {"k_proj": inputs @ weight.T + bias})], {"k_proj": weight})["k_proj"]
+    seen, alike = [(inputs, {"k_proj": inputs @ weight.T + bias})], [{"k_proj": torch.ones(5, 20).double()}]
+    found = nearest_linear(seen, alike, {"k_proj": weight})["k_proj"]
     constant = torch.linalg.lstsq(inputs.flatten(0, 1), torch.ones(100, 1).double()).solution[:, 0]
     assert difference(found, weight + torch.outer(bias, constant)) < 1e-4
     assert (inputs @ constant - 1).abs().max() < 0.02
+
+
+def test_a_token_counts_by_what_errors_there_cost():
+    """p² for its values; for its logits p² times what moving from one value to another does to the output."""
+    spec = replace(make_spec(heads=4, kv_heads=2, head_dim=6, hidden=HIDDEN), logit_scale=1.3)
+    weights, x = random_weights(4, 2, 6), randn(TOKENS, HIDDEN, seed=9)
+    wanted = torch.zeros(3, TOKENS, dtype=torch.float64)
+    scaled = replace(weights, query=weights.query * spec.logit_scale)
+    for head, logits_of_head in enumerate(source_logits(scaled, x, spec.frequencies.double())):
+        values = x @ weights.value[head // 2].T
+        for i, row in enumerate(softmax_rows(logits_of_head)):
+            pooled = sum(p * values[j] for j, p in enumerate(row))
+            for j, p in enumerate(row):
+                cost = (p * (weights.output[head] @ (values[j] - pooled)).norm()) ** 2
+                wanted[:, i] += torch.stack([cost, torch.zeros(()), torch.zeros(())])
+                wanted[:, j] += torch.stack([torch.zeros(()), cost, torch.tensor(p**2)])
+    made = {
+        name: (x @ part.flatten(0, 1).T)[None]
+        for name, part in zip(PROJECTIONS, (weights.query, weights.key, weights.value), strict=True)
+    }
+    [costs] = token_costs(spec, [(x[None], made)], weights.output_gram.float())
+    for name, expected in zip(PROJECTIONS, wanted, strict=True):
+        assert difference(costs[name][0], expected + 0.05 * expected.mean()) < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -7,49 +7,101 @@ Two things of some sources are in the way, and both are met by one regression on
 - *biases* (Qwen2), where they are not kept: y = W x + b. Trained models have directions that all tokens share, so some
   functional u·x is nearly 1, and the regression is W + b uᵀ with the best such u (ALGORITHM.md §6).
 
-It starts from the crude answer, one factor for each number of y, and adds what the text supports.
+It starts from the crude answer, one factor for each number of y, and adds what the text supports. A token counts by
+what an error in its query, key or value would cost at the layer's output: the logit metric.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from transmla.arch.spec import AttentionSpec
+from transmla.linalg.attention import attention_sums
+from transmla.linalg.rotary import rotate
+
+#: The projections of attention that may be other than linear, in the order of what attention does with them.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
 # Pull towards the crude answer, or towards zero, as a share of the mean square of an input.
 _RIDGE = 1e-6
+# What every token counts, as a share of the mean one.
+_ANY_TOKEN = 0.05
+
+
+@torch.no_grad()
+def token_costs(
+    spec: AttentionSpec,
+    seen: Iterable[tuple[Float[Tensor, "_ _ hidden"], Mapping[str, Float[Tensor, "_ _ _"]]]],
+    output_gram: Float[Tensor, "heads head_dim head_dim"],
+) -> Iterator[dict[str, Float[Tensor, "_ _"]]]:
+    """Yield, batch by batch, what an error in each token's query, key and value costs, all heads together.
+
+    Args:
+        spec: of the source.
+        seen: inputs, and what the projections made of them, in the source itself.
+        output_gram: W_Oᵀ W_O of each head.
+    """
+    for inputs, made in seen:
+        query, key, value = (
+            rearrange(made[name].float(), "b t (h d) -> b h t d", d=spec.head_dim) for name in PROJECTIONS
+        )
+        key = rotate(key, spec.frequencies).repeat_interleave(spec.num_key_value_groups, dim=1)
+        value = value.repeat_interleave(spec.num_key_value_groups, dim=1)
+        parts = [
+            attention_sums(
+                rotate(q[None], spec.frequencies) * spec.logit_scale,
+                k[None],
+                v[None],
+                output_gram,
+                x[None, :, :1].float(),
+                scale=spec.head_dim**-0.5,
+                stride=len(x),
+            )
+            for q, k, v, x in zip(query, key, value, inputs, strict=True)
+        ]
+        costs = (
+            torch.cat([part.query_cost.sum(1) for part in parts]),
+            torch.cat([part.key_cost.sum(1) for part in parts]),
+            torch.cat([part.token for part in parts]),
+        )
+        yield {name: cost + _ANY_TOKEN * cost.mean() for name, cost in zip(PROJECTIONS, costs, strict=True)}
 
 
 @torch.no_grad()
 def nearest_linear(
     seen: Iterable[tuple[Float[Tensor, "_ _ hidden"], Mapping[str, Float[Tensor, "_ _ _"]]]],
+    costs: Iterable[Mapping[str, Float[Tensor, "_ _"]]],
     weights: Mapping[str, Float[Tensor, "_ hidden"]],
     *,
     ridge: float = _RIDGE,
 ) -> dict[str, Float[Tensor, "_ hidden"]]:
-    """Return for each projection the matrix B that minimises E‖y − B x‖².
+    """Return for each projection the matrix B that minimises E[w ‖y − B x‖²].
 
     Args:
         seen: batches of inputs x, and what each projection made of them, y.
+        costs: what an error in y counts at each token, w, batch by batch.
         weights: W of each projection.
         ridge: pull towards W with one factor for each number of y; infinite for nothing else.
     """
-    device = next(iter(weights.values())).device
-    hidden = next(iter(weights.values())).shape[1]
-    moment = torch.zeros(hidden, hidden, dtype=torch.float64, device=device)
-    cross = {name: torch.zeros(weight.shape, dtype=torch.float64, device=device) for name, weight in weights.items()}
-    count = 0
-    for inputs, outputs in seen:
+    tiny = torch.finfo(torch.float32).tiny
+    moments = {name: weight.new_zeros(weight.shape[1], weight.shape[1]).double() for name, weight in weights.items()}
+    cross = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    total = dict.fromkeys(weights, 0.0)
+    for (inputs, outputs), cost in zip(seen, costs, strict=True):
         flat = inputs.float().flatten(0, 1)
-        moment += flat.mT @ flat
-        count += len(flat)
-        for name, made in outputs.items():
-            cross[name] += made.float().flatten(0, 1).mT @ flat
-    moment, tiny = moment / count, torch.finfo(torch.float32).tiny
-    pulled = moment + (ridge * moment.diagonal().mean() + tiny) * torch.eye(hidden).to(moment)
+        for name in weights:
+            root = cost[name].flatten().sqrt().unsqueeze(-1)
+            weighted = flat * root
+            moments[name] += weighted.mT @ weighted
+            cross[name] += (outputs[name].float().flatten(0, 1) * root).mT @ weighted
+            total[name] += cost[name].sum().item()
     found = {}
     for name, weight in weights.items():
-        wanted, plain = cross[name] / count, weight.double()
+        moment, wanted, plain = moments[name] / total[name], cross[name] / total[name], weight.double()
+        pulled = moment + (ridge * moment.diagonal().mean() + tiny) * torch.eye(len(moment)).to(moment)
         size = (plain @ moment * plain).sum(-1, keepdim=True)
         crude = plain * ((wanted * plain).sum(-1, keepdim=True) / size.clamp_min(tiny))
         found[name] = (crude + torch.linalg.solve(pulled, (wanted - crude @ moment).mT).mT).to(weight)

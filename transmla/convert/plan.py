@@ -17,7 +17,7 @@ from transmla.arch.experts import ExpertNames, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
 from transmla.arch.stored import as_class_names, left_over, stored_shapes
-from transmla.calibration.linear import nearest_linear
+from transmla.calibration.linear import PROJECTIONS, nearest_linear, token_costs
 from transmla.calibration.moments import AttentionWeights
 from transmla.calibration.stream import ResidualStream, SourceStream
 from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
@@ -128,14 +128,20 @@ class ConversionPlan:
         return as_class_names(tensors, self.spec.family, shapes)
 
     def attention_weights(
-        self, tensors: Mapping[str, Tensor], layer: nn.Module | None = None, *, inputs: ResidualStream | None = None
+        self,
+        tensors: Mapping[str, Tensor],
+        layer: nn.Module | None = None,
+        *,
+        source: SourceStream | None = None,
+        inputs: ResidualStream | None = None,
     ) -> AttentionWeights:
         """Take the attention of a source layer, in float32 on the device.
 
         Args:
             tensors: of the layer, as they were read.
             layer: the layer itself, and
-            inputs: the stream in front of it: what is not linear in the input is fitted on the first windows of it.
+            source: the stream in front of it, and
+            inputs: the stream that the converted layer will meet: what is not linear is fitted on its first windows.
         """
         spec = self.spec
 
@@ -155,9 +161,12 @@ class ConversionPlan:
             weights["v_proj"] = nn.functional.pad(weights["v_proj"], (0, 1))
         if names := sorted(spec.nonlinear):
             assert layer is not None, "without text such a source is refused"
-            assert inputs is not None, "without text such a source is refused"
-            seen = inputs.projected(layer, slice(0, self.request.num_windows), names)
-            weights |= nearest_linear(seen, {name: weights[name] for name in names})
+            assert source is not None, "without text such a source is refused"
+            fit = slice(0, self.request.num_windows)
+            gram = AttentionWeights.from_projections(spec, **weights).output_gram
+            costs = token_costs(spec, source.projected(layer, fit, PROJECTIONS), gram)
+            seen = (inputs or source).projected(layer, fit, names)
+            weights |= nearest_linear(seen, costs, {name: weights[name] for name in names})
         weights["q_proj"] = weights["q_proj"] * spec.logit_scale
         return AttentionWeights.from_projections(spec, **weights, output_bias=output_bias)
 

@@ -43,7 +43,7 @@ def predict_splits(
             tensors = plan.read_layer(index)
             residual = 0.0
             with stream.layer(index, tensors) as layer:
-                weights = plan.attention_weights(tensors, layer, inputs=stream)
+                weights = plan.attention_weights(tensors, layer, source=stream)
                 sums = MomentSums(weights, plan.spec, tokens=windows.shape[1])
                 for attended in stream.advance(layer, slice(None)):
                     sums.add(attended)

@@ -103,7 +103,7 @@ class _Walk:
             attention, fold = self._convert_attention(weights, moments)
             return self._finish(index, source, attention, moments, LayerReport(layer=index, freq_fold=fold))
         with self._stream.layer(index, source) as layer:
-            weights = self._plan.attention_weights(source, layer, inputs=self._converted or self._stream)
+            weights = self._plan.attention_weights(source, layer, source=self._stream, inputs=self._converted)
             routing = self._routing()
             moments, fit, heldout = self._observe(layer, weights, routing)
             attention, fold = self._convert_attention(weights, moments)
