@@ -237,7 +237,7 @@ def _frequencies(
         raise UnsupportedModelError(f"RoPE type {_short(rope_type)} is not supported; supported: {', '.join(_ROPE)}.")
     if partial != 1:
         raise UnsupportedModelError(
-            f"Heads that are rotated only in part are not what transformers' {family.title} computes "
+            f"This {family.title} model cannot be converted: heads that are rotated only in part are not supported "
             f"(config.json: partial_rotary_factor = {_short(partial)})."
         )
     short = parameters.get("original_max_position_embeddings")

@@ -67,7 +67,11 @@ def token_costs(
             torch.cat([part.key_cost.sum(1) for part in parts]),
             torch.cat([part.token for part in parts]),
         )
-        yield {name: cost + _ANY_TOKEN * cost.mean() for name, cost in zip(PROJECTIONS, costs, strict=True)}
+        # Where no error costs anything, all tokens count alike.
+        yield {
+            name: cost + (_ANY_TOKEN * cost.mean()).clamp_min(1e-30)
+            for name, cost in zip(PROJECTIONS, costs, strict=True)
+        }
 
 
 @torch.no_grad()
