@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.convert.naive import latent_attention_matrix, model_logits, stored_attention
 from tests.factory import tiny_checkpoint
+from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.checkpoint.journal import Journal
 from transmla.config import ConvertRequest
 from transmla.convert import walk
@@ -26,9 +26,7 @@ CALIBRATION = {"num_windows": 12, "num_heldout_windows": 3, "window": 64, "batch
 
 def load(folder: Path):
     """Load in float32 whatever the storage type, and make sure that nothing was missing or left over."""
-    with warnings.catch_warnings():
-        # A mixture without shared experts has empty matrices.
-        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+    with empty_matrices_are_fine():
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
     return model.eval()

@@ -9,15 +9,21 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 
+@contextmanager
+def empty_matrices_are_fine() -> Iterator[None]:
+    """Say nothing of the matrices that a mixture without shared experts has, which PyTorch finds worth a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        yield
+
+
 class Skeleton:
     """The architecture of a causal language model on the meta device, where it costs no memory."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         """Build the skeleton from transformers' own class for ``config``."""
         # Only the released code of transformers may define the model, and SDPA needs no mask tensor.
-        with torch.device("meta"), warnings.catch_warnings():
-            # A mixture without shared experts has empty matrices, which PyTorch finds worth a warning.
-            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        with torch.device("meta"), empty_matrices_are_fine():
             self._model = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=False, attn_implementation="sdpa", dtype=torch.float32
             ).eval()

@@ -19,8 +19,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from transmla.arch.spec import AttentionSpec
-from transmla.linalg.attention import attention_sums
-from transmla.linalg.rotary import rotate
+from transmla.calibration.moments import sums_of_heads
 
 #: The projections of attention that may be other than linear, in the order of what attention does with them.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -48,19 +47,10 @@ def token_costs(
         query, key, value = (
             rearrange(made[name].float(), "b t (h d) -> b h t d", d=spec.head_dim) for name in PROJECTIONS
         )
-        key = rotate(key, spec.frequencies).repeat_interleave(spec.num_key_value_groups, dim=1)
-        value = value.repeat_interleave(spec.num_key_value_groups, dim=1)
+        windows = zip(query * spec.logit_scale, key, value, inputs.float(), strict=True)
         parts = [
-            attention_sums(
-                rotate(q[None], spec.frequencies) * spec.logit_scale,
-                k[None],
-                v[None],
-                output_gram,
-                x[None, :, :1].float(),
-                scale=spec.head_dim**-0.5,
-                stride=len(x),
-            )
-            for q, k, v, x in zip(query, key, value, inputs, strict=True)
+            sums_of_heads(spec, q[None], k[None], v[None], output_gram, x[None, :, :1], stride=len(x))
+            for q, k, v, x in windows
         ]
         costs = (
             torch.cat([part.query_cost.sum(1) for part in parts]),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from transmla.arch.spec import AttentionSpec
 from transmla.calibration.stream import Attended
-from transmla.linalg.attention import attention_sums
+from transmla.linalg.attention import AttentionSums, attention_sums
 from transmla.linalg.hermitian import clamp_psd
 from transmla.linalg.rotary import interleave, rotate, to_pairs
 
@@ -180,15 +180,7 @@ class MomentSums:
         spec = self._spec
         query, key, value = (rearrange(x, "b t (h d) -> b h t d", d=spec.head_dim) for x in (query, key, value))
         joint = inputs @ self._joint.T
-        sums = attention_sums(
-            rotate(query, spec.frequencies),
-            rotate(key, spec.frequencies).repeat_interleave(spec.num_key_value_groups, dim=1),
-            value.repeat_interleave(spec.num_key_value_groups, dim=1),
-            self._gram,
-            joint,
-            scale=spec.head_dim**-0.5,
-            stride=_STRIDE,
-        )
+        sums = sums_of_heads(spec, query, key, value, self._gram, joint, stride=_STRIDE)
         self._mass += sums.mass
         self._cost += sums.cost
         by_group = rearrange(sums.key_cost, "b (g q) t -> g (b t) q", g=spec.num_key_value_heads).sum(-1)
@@ -218,6 +210,28 @@ class MomentSums:
             values=clamp_psd(self._values / self._pooled + _SINGLE_TOKENS * single),
             queries=self._queries / self._count,
         )
+
+
+def sums_of_heads(
+    spec: AttentionSpec,
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch kv_heads tokens head_dim"],
+    value: Float[Tensor, "batch kv_heads tokens head_dim"],
+    output_gram: Float[Tensor, "heads head_dim head_dim"],
+    joint: Float[Tensor, "batch tokens joint"],
+    *,
+    stride: int,
+) -> AttentionSums:
+    """Run the source's attention on queries and keys before RoPE; see :func:`attention_sums`."""
+    return attention_sums(
+        rotate(query, spec.frequencies),
+        rotate(key, spec.frequencies).repeat_interleave(spec.num_key_value_groups, dim=1),
+        value.repeat_interleave(spec.num_key_value_groups, dim=1),
+        output_gram,
+        joint,
+        scale=spec.head_dim**-0.5,
+        stride=stride,
+    )
 
 
 def _weighted_gram(rows: Float[Tensor, "*batch tokens n"], weight: Float[Tensor, "*out tokens"]) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.checkpoint.source import Source
 from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
 
@@ -57,9 +57,7 @@ def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrained
 
 def _load(factory: Any, model: Source, what: str, **options: Any) -> Any:
     try:
-        with warnings.catch_warnings():
-            # A mixture without shared experts has empty matrices, which PyTorch finds worth a warning.
-            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        with empty_matrices_are_fine():
             return factory.from_pretrained(model.folder, trust_remote_code=False, **options)
     except Exception as error:
         reason = " ".join(str(error).split())
