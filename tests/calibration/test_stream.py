@@ -3,15 +3,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.factory import tiny_checkpoint
+from transmla.arch.experts import Expert
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import describe, load_config
-from transmla.calibration.stream import SourceStream
+from transmla.calibration.stream import SourceStream, add_experts
 
 CPU = torch.device("cpu")
 WINDOWS, TOKENS = 7, 11
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral"])
+@pytest.fixture(scope="module", params=["llama", "mistral", "mixtral"])
 def source(request, tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("source"), family=request.param, num_hidden_layers=3)
 
@@ -58,9 +59,22 @@ def open_stream(source, model, windows, *, dtype=torch.float32, batch_size=3):
     )
 
 
+def without_experts(layer):
+    return {name: tensor for name, tensor in layer.state_dict().items() if "experts" not in name}
+
+
+def experts_of(layer):
+    if experts := getattr(layer.mlp, "experts", None):
+        for index, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
+            yield Expert(index, *gate_up.detach().chunk(2), down.detach())
+
+
 def run_layer(stream, model, index, rows=slice(None)):
-    with stream.layer(index, model.model.layers[index].state_dict()) as layer:
-        return list(stream.advance(layer, rows))
+    own = model.model.layers[index]
+    with stream.layer(index, without_experts(own)) as layer:
+        batches = list(stream.advance(layer, rows))
+    add_experts([stream], experts_of(own))
+    return batches
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -97,7 +111,7 @@ def test_only_the_rows_asked_for_move_on(source, model, windows, expected):
 
 def test_a_layer_is_left_as_it_was_found(source, model, windows):
     stream = open_stream(source, model, windows)
-    with stream.layer(0, model.model.layers[0].state_dict()) as layer:
+    with stream.layer(0, without_experts(model.model.layers[0])) as layer:
         batches = stream.advance(layer, slice(None))
         next(batches)
         assert layer.self_attn._forward_hooks
@@ -136,11 +150,12 @@ def test_a_fork_with_the_source_s_own_attention_is_the_source(source, model, win
     stream = open_stream(source, model, windows)
     fork = stream.fork()
     for index in range(2):
-        with stream.layer(index, model.model.layers[index].state_dict()) as layer:
+        with stream.layer(index, without_experts(model.model.layers[index])) as layer:
             torch.testing.assert_close(fork.inputs(layer, slice(2, 6)), inputs[index][2:6], rtol=0, atol=1e-5)
             own = layer.self_attn
             fork.advance(layer, lambda x, own=own: own(x, position_embeddings=stream._rotary, attention_mask=None)[0])
             assert layer.self_attn is own
+        add_experts([fork], experts_of(model.model.layers[index]))
         torch.testing.assert_close(fork._hidden, states[index + 1], rtol=0, atol=1e-5)
     assert torch.equal(stream._hidden, states[0])
 
@@ -149,8 +164,9 @@ def test_a_fork_without_attention_adds_only_the_mlp(source, model, windows, expe
     states, _, _ = expected
     stream = open_stream(source, model, windows)
     fork, own = stream.fork(), model.model.layers[0]
-    with stream.layer(0, own.state_dict()) as layer:
+    with stream.layer(0, without_experts(own)) as layer:
         fork.advance(layer, torch.zeros_like)
+    add_experts([fork], experts_of(own))
     with torch.no_grad():
         alone = states[0] + own.mlp(own.post_attention_layernorm(states[0]))
     torch.testing.assert_close(fork._hidden, alone, rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.convert.models import (
     some_ids,
 )
 from tests.factory import tiny_checkpoint
-from transmla.arch.experts import ExpertNames, pack, unpack
+from transmla.arch.experts import Expert
 from transmla.convert.plan import plan_conversion
 from transmla.convert.routing import RouterInputs
 from transmla.convert.run import convert
@@ -81,22 +82,6 @@ def test_a_router_that_nothing_can_lower_is_reported():
     assert error > 0.05
 
 
-@pytest.mark.parametrize("names", [ExpertNames(), ExpertNames("r.weight", "e.{}.a", "e.{}.b", "e.{}.c")])
-def test_packing_undoes_unpacking(names):
-    tensors = {
-        "mlp.gate.weight": randn(12, 6, seed=0),
-        "mlp.experts.gate_up_proj": randn(12, 8, 6, seed=1),
-        "mlp.experts.down_proj": randn(12, 6, 4, seed=2),
-        "input_layernorm.weight": randn(6, seed=3),
-    }
-    single = unpack(tensors, names)
-    assert len(single) == 2 + 3 * 12
-    assert torch.equal(single[names.up.format(11)], tensors["mlp.experts.gate_up_proj"][11, 4:])
-    again = pack(single, names)
-    assert again.keys() == tensors.keys() == pack(tensors, names).keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
-
-
 @pytest.mark.parametrize("choices", [{}, {"heal_steps": 5}, {"method": "rorope"}])
 def test_both_layouts_give_the_same_bytes(source, calibration_text, tmp_path, choices):
     family = read_config(source)["model_type"]
@@ -108,6 +93,30 @@ def test_both_layouts_give_the_same_bytes(source, calibration_text, tmp_path, ch
         found.append(load_tensors(tmp_path / name, dtype=None))
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_expert_is_in_memory_at_a_time(calibration_text, tmp_path, monkeypatch, packed):
+    source = checkpoint_with_a_common_direction(tmp_path / "source", family="mixtral", packed=packed)
+    alive: list[weakref.ref] = []
+    most = []
+    read = Expert.__init__
+
+    def watched(self, index, gate, up, down):
+        # A copy on its way to the device has the index of the one that it copies.
+        alive[:] = [ref for ref in alive if ref() is not None and ref().index != index]
+        most.append(len(alive))
+        alive.append(weakref.ref(self))
+        read(self, index, gate, up, down)
+
+    monkeypatch.setattr(Expert, "__init__", watched)
+    plan = plan_conversion(asked(source, tmp_path / "out", calibration_text, **SIZES))
+    assert not any("experts" in name for name in plan.read_layer(0))
+    convert(asked(source, tmp_path / "out", calibration_text, **SIZES))
+    # Read once a layer, and cast for each of two streams in all layers but the last.
+    experts = plan.spec.mixture.num_experts
+    assert len(most) == experts * (2 + 2)
+    assert max(most) == 0
 
 
 def test_without_lower_routers_it_would_be_another_model(calibration_text, tmp_path):

@@ -11,10 +11,12 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from tests.convert.models import contents, interrupt_after
 from tests.factory import tiny_checkpoint
 from transmla.calibration.stream import SourceStream
+from transmla.checkpoint.writer import CheckpointWriter
 from transmla.config import ConvertRequest
 from transmla.convert import run as conversion
 from transmla.convert.plan import plan_conversion
@@ -67,7 +69,7 @@ def test_resumed_bytes_are_those_of_an_undisturbed_run(cli, source, flags, undis
     monkeypatch.setattr(
         conversion,
         "walk_layers",
-        lambda *args, **kwargs: (converted.append(layer.report.layer) or layer for layer in walk(*args, **kwargs)),
+        lambda *args, **kwargs: (converted.append(report.layer) or report for report in walk(*args, **kwargs)),
     )
     result = cli("convert", source, output, *flags, "--resume")
     assert result.exit_code == 0, result.stderr
@@ -80,7 +82,7 @@ def test_an_interrupt_inside_the_first_layer_leaves_nothing(cli, source, flags, 
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_write_layer", interrupt)
+    monkeypatch.setattr(CheckpointWriter, "write", interrupt)
     result = cli("convert", source, output, *flags)
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
     assert names(output.parent) == set()
@@ -96,15 +98,15 @@ def test_the_space_that_is_taken_already_is_not_asked_for_again(cli, source, fla
 
 def test_a_half_written_layer_is_written_again(cli, source, flags, undisturbed, output, monkeypatch):
     """The kill hits after the tensors of layer 1 have been written, before they are noted."""
-    write = conversion._write_layer
+    write = CheckpointWriter.write
 
-    def killed(converted, plan, writer):
-        write(converted, plan, writer)
-        if converted.report.layer == 1:
+    def killed(self, tensors):
+        write(self, tensors)
+        if any(name.startswith("model.layers.1.") for name in tensors):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "_write_layer", killed)
+        patch.setattr(CheckpointWriter, "write", killed)
         assert cli("convert", source, output, *flags).exit_code == 130
     assert cli("convert", source, output, *flags, "--resume").exit_code == 0
     assert contents(output) == undisturbed
@@ -133,13 +135,15 @@ def test_layers_that_are_passed_over_see_the_same_batches(source, flags, output,
             yield attended
 
     monkeypatch.setattr(SourceStream, "advance", watched)
-    converted = list(walk_layers(plan, windows, start=0))
-    assert len(converted) == LAYERS
+    stored: dict[str, torch.Tensor] = {}
+    assert len(list(walk_layers(plan, windows, write=stored.update))) == LAYERS
     assert seen == [3, 2, 2] * LAYERS
     seen.clear()
-    stored = {name: tensor for layer in converted for name, tensor in layer.tensors.items()}
-    skipped = walk_layers(plan, windows, start=LAYERS, read_stored=lambda names: {name: stored[name] for name in names})
-    assert not list(skipped)
+
+    def read_stored(names):
+        return {name: stored[name] for name in names}
+
+    assert not list(walk_layers(plan, windows, write=stored.update, start=LAYERS, read_stored=read_stored))
     assert seen == [3, 2, 2] * LAYERS
 
 

@@ -32,16 +32,28 @@ class Skeleton:
         self.shapes = {name: tensor.shape for name, tensor in self._model.state_dict().items()}
 
     @contextmanager
-    def module(self, path: str, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    def module(
+        self, path: str, tensors: Mapping[str, Tensor], *, instead: Mapping[str, nn.Module] | None = None
+    ) -> Iterator[nn.Module]:
         """Lend the submodule at ``path`` holding ``tensors``, named relative to it, which are not copied.
 
-        Afterwards it is empty again: only what is lent takes memory.
+        Afterwards it is as it was, and empty again: only what is lent takes memory.
+
+        Args:
+            path: of the submodule in the model.
+            tensors: all that it holds.
+            instead: modules that take the place of some inside it, which then hold nothing.
         """
         module = self._model.get_submodule(path)
+        own = {name: module.get_submodule(name) for name in instead or {}}
         try:
+            for name, other in (instead or {}).items():
+                module.set_submodule(name, other)
             module.load_state_dict(tensors, assign=True)
             yield module.requires_grad_(False)
         finally:
+            for name, submodule in own.items():
+                module.set_submodule(name, submodule)
             module.to("meta")
 
     def rotary(self, device: torch.device) -> nn.Module:

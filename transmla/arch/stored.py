@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from transmla.arch.experts import GATE_UP, pack, unpacked_shapes
+from transmla.arch.experts import GATE_UP, ROUTER, unpacked_shapes
 from transmla.arch.family import Family
 
 
@@ -37,7 +37,7 @@ def stored_shapes(
 def as_class_names(
     tensors: Mapping[str, Tensor], family: Family, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """Return a layer's tensors as the class names them; views where they were fused.
+    """Return a layer's tensors, but for its experts, as the class names them; views where they were fused.
 
     Args:
         tensors: as they were stored, named relative to the layer.
@@ -47,7 +47,9 @@ def as_class_names(
     named = dict(tensors)
     for whole, parts in family.fused.items():
         named |= zip(parts, named.pop(whole).split([shapes[part][0] for part in parts]), strict=True)
-    return pack(named, family.experts) if family.experts else named
+    if family.experts and family.experts.router in named:
+        named[ROUTER] = named.pop(family.experts.router)
+    return named
 
 
 def left_over(headers: Iterable[str], stored: Mapping[str, torch.Size], family: Family) -> tuple[str, ...]:

@@ -4,9 +4,12 @@ What lives here is the residual stream of every window and one stock transformer
 watched from outside by hooks, so whatever the family does around it, its inputs and outputs are the true ones. Whatever
 type the layers' products are computed in, the stream itself is float32: the converted layers learn from differences of
 two streams, which half precision would not hold.
+
+A mixture of experts is far larger than all else in its layer. So a stream passes its layer without the experts first,
+and notes which token chose which; then each expert is there once and alone, for all tokens of all streams.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transmla.arch.experts import EXPERTS, Expert
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec
 
@@ -28,6 +32,15 @@ class Attended(NamedTuple):
     output: Float[Tensor, "batch tokens hidden"]
     residual: Float[Tensor, "batch tokens hidden"]
     """The residual stream with the output added to it."""
+
+
+class Routed(NamedTuple):
+    """What the experts have to add to a batch of a stream."""
+
+    hidden: Float[Tensor, "tokens hidden"]
+    inputs: Float[Tensor, "tokens hidden"]
+    experts: Int[Tensor, "tokens chosen"]
+    weights: Float[Tensor, "tokens chosen"]
 
 
 class ResidualStream:
@@ -46,6 +59,7 @@ class ResidualStream:
     ) -> None:
         """Start from ``hidden``, which is kept up to date in place; ``dtype`` is that of the products in the layers."""
         self._spec, self._hidden, self._dtype, self._batch_size = spec, hidden, dtype, batch_size
+        self._routed: list[Routed] = []
 
     def hidden(self, rows: slice) -> Float[Tensor, "windows tokens hidden"]:
         """Return the residual stream in front of the next layer; advancing changes it in place."""
@@ -80,6 +94,35 @@ class ResidualStream:
                         made[name] = norm(made[name].unflatten(-1, (-1, self._spec.head_dim))).flatten(-2)
             yield inputs, made
 
+    @torch.no_grad()
+    def add_expert(self, expert: Expert) -> None:
+        """Add what an expert of the layer just passed makes of the tokens that chose it."""
+        expert = expert.to(self._hidden.device, self._dtype)
+        for routed in self._routed:
+            token, choice = torch.where(routed.experts == expert.index)
+            inputs = routed.inputs[token]
+            with _products_in(self._dtype, inputs):
+                gate, up = nn.functional.linear(inputs, expert.gate), nn.functional.linear(inputs, expert.up)
+                made = nn.functional.linear(nn.functional.silu(gate) * up, expert.down)
+            routed.hidden.index_add_(0, token, made.float() * routed.weights[token, choice, None])
+
+    def forget_choices(self) -> None:
+        """Make room: all experts have been added."""
+        self._routed.clear()
+
+    def _pass(
+        self, layer: nn.Module, batch: Float[Tensor, "batch tokens hidden"], rotary: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Return what ``layer`` makes of a batch of the stream; it must go there, where the experts will be added."""
+        with _products_in(self._dtype, batch):
+            after = layer(batch, position_embeddings=rotary)
+        if self._spec.mixture:
+            later = layer.get_submodule(EXPERTS)
+            assert isinstance(later, _ExpertsLater)
+            inputs, experts, weights = later.seen
+            self._routed.append(Routed(batch.flatten(0, 1), inputs.to(self._dtype), experts, weights.float()))
+        return after
+
     def _with_one(self, inputs: Float[Tensor, "batch tokens hidden0"]) -> Float[Tensor, "batch tokens hidden"]:
         return nn.functional.pad(inputs, (0, 1), value=1.0) if self._spec.biased else inputs
 
@@ -111,9 +154,13 @@ class SourceStream(ResidualStream):
         )
 
     def layer(self, index: int, tensors: Mapping[str, Tensor]) -> AbstractContextManager[nn.Module]:
-        """Lend decoder layer ``index`` holding ``tensors``, on the device and in the type of the products."""
+        """Lend decoder layer ``index`` holding ``tensors``, on the device and in the type of the products.
+
+        Of a mixture they are all but the experts, which :func:`add_experts` adds.
+        """
         tensors = {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
-        return self._skeleton.module(self._spec.layer_prefix(index).removesuffix("."), tensors)
+        instead = {EXPERTS: _ExpertsLater()} if self._spec.mixture else {}
+        return self._skeleton.module(self._spec.layer_prefix(index).removesuffix("."), tensors, instead=instead)
 
     @torch.no_grad()
     def advance(self, layer: nn.Module, rows: slice) -> Iterator[Attended]:
@@ -134,8 +181,7 @@ class SourceStream(ResidualStream):
             hooks.append(attention.get_submodule(path).register_forward_hook(watch(name)))
         try:
             for batch in self._hidden[rows].split(self._batch_size):
-                with _products_in(self._dtype, batch):
-                    after = layer(batch, position_embeddings=self._rotary)
+                after = self._pass(layer, batch, self._rotary)
                 residual = batch + seen["output"]
                 batch.copy_(after)
                 yield Attended(**seen, residual=residual)
@@ -167,14 +213,34 @@ class ConvertedStream(ResidualStream):
         layer.set_submodule(name, _Attention(lambda inputs: attend(self._with_one(inputs))))
         try:
             for batch in self._hidden.split(self._batch_size):
-                with _products_in(self._dtype, batch):
-                    batch.copy_(layer(batch, position_embeddings=self._rotary))
+                batch.copy_(self._pass(layer, batch, self._rotary))
         finally:
             layer.set_submodule(name, source)
 
 
+def add_experts(streams: Sequence[ResidualStream], experts: Iterable[Expert]) -> None:
+    """Add the experts of the layer that ``streams`` have just passed, as they come: one is in memory at a time."""
+    for expert in experts:
+        for stream in streams:
+            stream.add_expert(expert)
+        # Before the next one is read, not after.
+        del expert
+    for stream in streams:
+        stream.forget_choices()
+
+
 def _products_in(dtype: torch.dtype, like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, dtype, enabled=dtype != torch.float32)
+
+
+class _ExpertsLater(nn.Module):
+    """Stands in the place of a layer's experts: sees who is chosen, and puts out nothing."""
+
+    seen: tuple[Tensor, Tensor, Tensor]
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        self.seen = hidden_states, top_k_index, top_k_weights
+        return torch.zeros_like(hidden_states)
 
 
 class _Attention(nn.Module):

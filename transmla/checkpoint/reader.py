@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -73,6 +75,20 @@ class CheckpointReader:
             for name, tensor in tensors.items():
                 check_finite(name, tensor)
         return {header.name: tensors[header.name] for header in wanted}
+
+    def read_part(self, name: str, index: int) -> Tensor:
+        """Return what stands at ``index`` of a tensor's first axis, and read no more than that.
+
+        Raises:
+            CheckpointError: see ``read``.
+        """
+        whole = self.headers[name]
+        shape = whole.shape[1:]
+        offset = whole.offset + index * math.prod(shape) * whole.dtype.itemsize
+        part = replace(whole, shape=shape, offset=offset)
+        [tensor] = _read_tensors(find_file(self.folder, part.file), [part]).values()
+        check_finite(name, tensor)
+        return tensor
 
 
 def _read_all_headers(folder: Path) -> dict[str, TensorHeader]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 import transmla
-from transmla.arch.experts import ExpertNames, unpacked_shapes
+from transmla.arch.experts import DOWN, GATE_UP, Expert, ExpertNames, is_expert, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
 from transmla.arch.stored import as_class_names, left_over, stored_shapes
@@ -29,6 +29,7 @@ from transmla.convert.choices import check_method, choose_folds, storage_dtype
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
 from transmla.convert.layer import Target
+from transmla.convert.memory import peak_memory
 from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
@@ -119,13 +120,29 @@ class ConversionPlan:
         return self.request.latent_norm == "live"
 
     def read_layer(self, index: int) -> dict[str, Tensor]:
-        """Read a source layer in its storage type, named as in transformers and relative to the layer."""
+        """Read a source layer but for its experts, in its storage type, named as in transformers and relative to it."""
         prefix = self.spec.layer_prefix(index)
-
-        names = [name for name in self.source_shapes if name.startswith(prefix)]
+        names = [name for name in self.source_shapes if name.startswith(prefix) and not is_expert(name)]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
         shapes = {name.removeprefix(prefix): shape for name, shape in self.skeleton.shapes.items()}
         return as_class_names(tensors, self.spec.family, shapes)
+
+    def experts(self, index: int) -> Iterator[Expert]:
+        """Read the experts of a source layer one by one, in their storage type, stored singly or packed."""
+        prefix, names, mixture = self.spec.layer_prefix(index), self.spec.family.experts, self.spec.mixture
+        if names is None or mixture is None:
+            return
+        for number in range(mixture.num_experts):
+            if prefix + DOWN in self.source_shapes:
+                gate, up = self.reader.read_part(prefix + GATE_UP, number).chunk(2)
+                expert = Expert(number, gate, up, self.reader.read_part(prefix + DOWN, number))
+                del gate, up
+            else:
+                own = (prefix + name.format(number) for name in (names.gate, names.up, names.down))
+                expert = Expert(number, *self.reader.read(own).values())
+            yield expert
+            # Before the next one is read, not after.
+            del expert
 
     def attention_weights(
         self,
@@ -210,8 +227,9 @@ class ConversionPlan:
         """Return the target's tensors outside the decoder layers."""
         return [t for shard in self.shards for t in shard.tensors if not t.name.startswith("model.layers.")]
 
-    def stored(self, weight: Tensor, *, residual: bool) -> Tensor:
+    def stored(self, name: str, weight: Tensor) -> Tensor:
         """Cast a copied weight to the storage type, once; scaled first if it writes to the residual stream."""
+        residual = name.endswith((*self.spec.family.residual_writers, self.spec.family.embedding))
         if residual and self.residual != 1:
             weight = weight.to(self.device, torch.float32) * self.residual
         return weight.to(self.dtype)
@@ -236,6 +254,7 @@ class ConversionPlan:
         """Put the plan in figures."""
         spec, sizes = self.spec, self.sizes
         cache_bytes = self.dtype.itemsize * spec.num_hidden_layers
+        layer = {tensor.name: tensor.shape for tensor in self.layer_tensors(0)}
         return PlanSummary(
             model=self.source.name,
             family=spec.family.title,
@@ -254,28 +273,11 @@ class ConversionPlan:
             num_layers=spec.num_hidden_layers,
             num_shards=len(self.shards),
             output_bytes=sum(shard.nbytes for shard in self.shards),
-            peak_memory_bytes=self._peak_memory(),
+            peak_memory_bytes=peak_memory(self.request, spec, layer, with_text=self.needs_text),
             engines=tuple(engines_for(sizes, spec, self.request)),
             predictions=self.predictions,
             left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
         )
-
-    def _peak_memory(self) -> int:
-        """Estimate the tensors held at once: those of one layer at work, or the embedding and its scaled copy."""
-        spec, request = self.spec, self.request
-        layer = 3 * sum(torch.Size(t.shape).numel() for t in self.layer_tensors(0))  # read, running, converted
-        largest = max(torch.Size(shape).numel() for shape in self.skeleton.shapes.values())
-        # Float64 counts twice; each head has a moment of its own, and the search for the least cost copies them.
-        each = spec.num_attention_heads + spec.num_key_value_heads
-        moments = 2 * (2 * spec.hidden_size**2 + 3 * each * spec.cache_numbers**2)
-        if not self.needs_text:
-            return 4 * max(layer + moments, 2 * largest)
-        # Two residual streams, and what one layer is given and should put out.
-        streams = 1 if self.method == "rorope" else 4
-        stream = streams * (request.num_windows + request.num_heldout_windows) * request.window * spec.hidden_size
-        batch = request.batch_size * request.window * (3 * spec.intermediate_size + 6 * spec.hidden_size)
-        scores = 4 * max(spec.num_attention_heads * request.window**2, 2**21)
-        return 4 * (stream + max(layer + moments + batch + scores, 2 * largest))
 
 
 def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from transmla.calibration.moments import MomentSums
+from transmla.calibration.stream import add_experts
 from transmla.convert.layer import predicted_cost
 from transmla.convert.plan import ConversionPlan, Prediction
 from transmla.convert.sizes import MLASizes, freq_folds
@@ -48,6 +49,7 @@ def predict_splits(
                 for attended in stream.advance(layer, slice(None)):
                     sums.add(attended)
                     residual += attended.residual.float().square().sum().item() / windows.numel()
+            add_experts([stream], plan.experts(index))
             moments = sums.finish()
             for split, target in targets.items():
                 # Rounding may take the cost of a cache that loses nothing below zero.

@@ -22,7 +22,7 @@ from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.predict import predict_splits
 from transmla.convert.report import REPORT_FILE, CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
-from transmla.convert.walk import ConvertedLayer, walk_layers
+from transmla.convert.walk import walk_layers
 from transmla.errors import DataError, OutputError
 from transmla.progress import Progress, Silent
 
@@ -54,10 +54,13 @@ def convert(
             writer.mark_written(tensor.name for tensor in plan.layer_tensors(layer.layer))
         with (progress or Silent()).task("Converting layers", plan.spec.num_hidden_layers) as advance:
             advance(len(layers))
-            for converted in walk_layers(plan, windows, start=len(layers), read_stored=writer.read):
-                _write_layer(converted, plan, writer)
-                staging.journal.append(converted.report.model_dump())
-                layers.append(converted.report)
+            for layer_report in walk_layers(
+                plan, windows, write=writer.write, start=len(layers), read_stored=writer.read
+            ):
+                # On the disk before it is noted.
+                writer.flush()
+                staging.journal.append(layer_report.model_dump())
+                layers.append(layer_report)
                 advance(1)
         _write_outer_tensors(plan, writer)
         writer.finish()
@@ -136,19 +139,13 @@ def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
     return windows
 
 
-def _write_layer(converted: ConvertedLayer, plan: ConversionPlan, writer: CheckpointWriter) -> None:
-    """Write one layer's tensors in the storage type; on disk when this returns."""
-    writer.write(converted.tensors)
-    writer.flush()
-
-
 def _write_outer_tensors(plan: ConversionPlan, writer: CheckpointWriter) -> None:
     """Write embedding, final norm and head; the head is untied and keeps the embedding's unscaled values."""
     family, headers = plan.spec.family, plan.reader.headers
     for tensor in plan.outer_tensors():
         name = tensor.name if tensor.name in headers else family.embedding
         [weight] = plan.reader.read([name]).values()
-        writer.write({tensor.name: plan.stored(weight, residual=tensor.name == family.embedding)})
+        writer.write({tensor.name: plan.stored(tensor.name, weight)})
 
 
 def _calibration_report(plan: ConversionPlan, windows: Tensor | None) -> CalibrationReport | None:

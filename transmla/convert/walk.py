@@ -1,16 +1,18 @@
-"""Layer by layer: calibrate, convert, measure. One source layer and one converted layer are in memory at a time."""
+"""Layer by layer: calibrate, convert, measure, write. One source layer and one converted one are in memory at a time.
+
+Of a mixture of experts, that is a layer without its experts; they pass one by one behind it.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from transmla.arch.experts import ROUTER, ExpertNames, unpack
+from transmla.arch.experts import ROUTER, Expert, ExpertNames, is_expert
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
-from transmla.calibration.stream import Attended
+from transmla.calibration.stream import Attended, add_experts
 from transmla.convert.fold import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
@@ -29,22 +31,19 @@ _NOT_IN_A_SOURCE = ("mlp.gate.e_score_correction_bias", "mlp.shared_experts.")
 _METHODS = {"complex": complex_layer, "rorope": rorope_layer}
 
 
-@dataclass(frozen=True, eq=False)
-class ConvertedLayer:
-    """A layer's tensors as they are stored, under their final names, and what was measured."""
-
-    tensors: dict[str, Tensor]
-    report: LayerReport
+#: Is given tensors as they are stored, under their final names.
+Write = Callable[[Mapping[str, Tensor]], None]
 
 
 def walk_layers(
     plan: ConversionPlan,
     windows: Int[Tensor, "windows tokens"] | None,
     *,
+    write: Write,
     start: int = 0,
     read_stored: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
-) -> Iterator[ConvertedLayer]:
-    """Convert the layers from ``start`` on, in order.
+) -> Iterator[LayerReport]:
+    """Convert the layers from ``start`` on, in order, give their tensors to ``write``, and yield what was measured.
 
     With text, the layers before ``start`` are run once more without being converted, so that a resumed run sees the
     same activations as an undisturbed one; ``read_stored`` gives their tensors as an earlier run has written them.
@@ -53,7 +52,7 @@ def walk_layers(
     for index in range(plan.spec.num_hidden_layers):
         trim_memory()
         if index >= start:
-            yield walk.convert(index)
+            yield walk.convert(index, write)
         elif windows is not None:
             assert read_stored is not None, "layers that are skipped have been written before"
             prefix = f"model.layers.{index}.self_attn."
@@ -93,15 +92,17 @@ class _Walk:
                     pass
             if self._converted is not None:
                 self._advance_converted(layer, self._unfold(stored))
+        self._pass_experts(index)
 
-    def convert(self, index: int) -> ConvertedLayer:
+    def convert(self, index: int, write: Write) -> LayerReport:
         """Convert one layer and move the residual streams past it."""
         source = self._plan.read_layer(index)
         if self._stream is None:
             weights = self._plan.attention_weights(source)
             moments = Moments.from_weights(weights, window=self._plan.request.window)
             attention, fold = self._convert_attention(weights, moments)
-            return self._finish(index, source, attention, moments, LayerReport(layer=index, freq_fold=fold))
+            write(self._finish(index, source, attention, moments))
+            return LayerReport(layer=index, freq_fold=fold)
         with self._stream.layer(index, source) as layer:
             weights = self._plan.attention_weights(source, layer, source=self._stream, inputs=self._converted)
             routing = self._routing()
@@ -113,15 +114,34 @@ class _Walk:
                     source[ROUTER], top_k=mixture.num_experts_per_tok, dtype=self._plan.dtype
                 )
                 source = source | {ROUTER: router}
-            report = LayerReport(layer=index, freq_fold=fold, **errors)
-            converted = self._finish(index, source, attention, moments, report)
+            converted = self._finish(index, source, attention, moments)
+            write(converted)
             # What is stored is what the layers above will meet, rounding included.
             as_stored = self._unfold(self._attention_tensors(converted))
-            report = report.model_copy(update={"relative_error": self._error(as_stored, heldout)})
+            errors["relative_error"] = self._error(as_stored, heldout)
             # Nothing reads what comes out of the last one.
             if self._converted is not None and index + 1 < self._plan.spec.num_hidden_layers:
                 self._advance_converted(layer, as_stored)
-        return replace(converted, report=report)
+        self._pass_experts(index, write)
+        return LayerReport(layer=index, freq_fold=fold, **errors)
+
+    def _pass_experts(self, index: int, write: Write | None = None) -> None:
+        """Move the residual streams past a layer's experts, and write these on the way."""
+        last = index + 1 == self._plan.spec.num_hidden_layers
+        streams = () if last else (self._stream, self._converted)
+        add_experts([stream for stream in streams if stream is not None], self._written_experts(index, write))
+
+    def _written_experts(self, index: int, write: Write | None) -> Iterator[Expert]:
+        names, prefix = ExpertNames(), f"model.layers.{index}."
+        for expert in self._plan.experts(index):
+            if write is not None:
+                matrices = {names.gate: expert.gate, names.up: expert.up, names.down: expert.down}
+                stored = {name: self._plan.stored(name, matrix) for name, matrix in matrices.items()}
+                write({prefix + name.format(expert.index): matrix for name, matrix in stored.items()})
+                del matrices, stored
+            yield expert
+            # Before the next one is read, not after.
+            del expert
 
     def _routing(self) -> RouterInputs | None:
         plan = self._plan
@@ -203,9 +223,8 @@ class _Walk:
         source: dict[str, Tensor],
         attention: LatentAttention,
         moments: Moments,
-        report: LayerReport,
-    ) -> ConvertedLayer:
-        """Write the factors in the target's format, beside the tensors that are no part of attention."""
+    ) -> dict[str, Tensor]:
+        """Return the factors in the target's format, beside what is no part of attention, nor of an expert."""
         plan = self._plan
         folded = fold_layer(
             attention,
@@ -216,17 +235,16 @@ class _Walk:
             residual=plan.residual,
         )
         attention_tensors = {f"self_attn.{name}": tensor.to(plan.dtype) for name, tensor in folded.items()}
-        tensors, outer = {}, unpack(source, ExpertNames())
+        tensors = {}
         for planned in plan.layer_tensors(index):
             local = planned.name.removeprefix(f"model.layers.{index}.")
             if local in attention_tensors:
                 tensors[planned.name] = attention_tensors[local]
             elif local.startswith(_NOT_IN_A_SOURCE):
                 tensors[planned.name] = torch.zeros(planned.shape, dtype=plan.dtype)
-            else:
-                residual = local.endswith(plan.spec.family.residual_writers)
-                tensors[planned.name] = plan.stored(outer[local], residual=residual)
-        return ConvertedLayer(tensors, report)
+            elif not is_expert(local):
+                tensors[planned.name] = plan.stored(local, source[local])
+        return tensors
 
     def _input_bound(self, norm: Tensor) -> float:
         """Return the largest possible length of the input of attention."""
@@ -240,12 +258,8 @@ class _Walk:
         return unfold_layer(tensors, plan.sizes, plan.norm, residual=plan.residual, live=plan.live)
 
     @staticmethod
-    def _attention_tensors(converted: ConvertedLayer) -> dict[str, Tensor]:
-        return {
-            name.partition(".self_attn.")[2]: tensor
-            for name, tensor in converted.tensors.items()
-            if ".self_attn." in name
-        }
+    def _attention_tensors(converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.partition(".self_attn.")[2]: tensor for name, tensor in converted.items() if ".self_attn." in name}
 
     def _error(self, attention: LatentAttention, heldout: Lesson) -> float:
         return relative_error(attention, heldout, self._frequencies, batch_size=self._plan.request.batch_size)
