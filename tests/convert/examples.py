@@ -31,6 +31,7 @@ def make_spec(*, heads: int = 6, kv_heads: int = 2, head_dim: int = 16, hidden: 
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
         rope_type="default",
+        rope_scaling={"rope_type": "default"},
         frequencies=rope_frequencies(10000.0, head_dim).float(),
     )
 

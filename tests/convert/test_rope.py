@@ -64,3 +64,24 @@ def test_without_the_factor_on_the_logits_it_would_be_another_model(tmp_path):
     model.model.rotary_emb.attention_scaling = 1.0
     assert difference(logits(model, ids), wanted) > 0.1
     assert torch.allclose(logits(load(tmp_path / "out"), ids), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["linear", "llama3"])
+def test_for_engines_that_scale_frequencies_the_slots_have_the_sources(calibration_text, tmp_path, name):
+    """A single head of full size: nothing is lost on its own grid, where the plain one cannot say all of it."""
+    source = tiny_checkpoint(tmp_path / "source", num_key_value_heads=1, **SCALED[name])
+    ids, sizes = some_ids(), {"kv_lora_rank": 16, "qk_rope_head_dim": 16}
+    wanted, found = logits(load(source), ids), {}
+    for engines in (("transformers",), ("transformers", "llama.cpp")):
+        folder = tmp_path / engines[-1]
+        report = convert(asked(source, folder, calibration_text, engine=engines, **sizes))
+        scaling = read_config(folder)["rope_scaling"]
+        if engines == ("transformers",):
+            assert scaling | {"rope_theta": 10000.0} == {**SCALED[name]["rope_parameters"], "type": name}
+            assert report.plan.engines == ("transformers", "mlx")
+        else:
+            assert scaling["type"] == "yarn"
+            assert "llama.cpp" in report.plan.engines
+        found[engines[-1]] = difference(logits(load(folder), ids), wanted)
+    assert found["transformers"] < 1e-3
+    assert found["llama.cpp"] > 10 * found["transformers"]

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
 # RoPE types whose frequencies are the same at every length up to ``max_position_embeddings``, so that a grid can hold
 # them. LongRoPE has two grids, and changes from one to the other on the way.
 _ROPE = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+_NO_SCALING = ("rope_theta", "partial_rotary_factor")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,8 @@ class AttentionSpec:
         family: the row of the family table.
         frequencies: θ_l of each rotary pair, in radians per token, as the source model computes them.
         rope_theta, rope_type: base of the frequencies and how they were scaled.
+        rope_scaling: type and parameters of the scaling, as transformers' config has them.
+        keep_scaling: whether the target's slots are scaled as the source's pairs are; plain otherwise.
         logit_scale: factor on the logits that comes with the scaling (YaRN, LongRoPE).
         biases: projections of attention that have one.
         keep_biases: whether the target has them, too.
@@ -49,7 +54,9 @@ class AttentionSpec:
     rope_theta: float
     rope_type: str
     frequencies: Float[Tensor, " pair"]
+    rope_scaling: Mapping[str, Any]
     logit_scale: float = 1.0
+    keep_scaling: bool = False
     biases: frozenset[str] = frozenset()
     keep_biases: bool = True
     mixture: Mixture | None = None
@@ -187,6 +194,9 @@ def describe(config: PretrainedConfig, *, max_position_embeddings: int | None = 
         rope_theta=theta,
         rope_type=rope_type,
         frequencies=frequencies,
+        rope_scaling=MappingProxyType(
+            {key: value for key, value in config.rope_parameters.items() if key not in _NO_SCALING}
+        ),
         # Queries and keys are both scaled.
         logit_scale=scaling**2,
         **sizes,

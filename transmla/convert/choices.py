@@ -1,14 +1,26 @@
 """What may be asked of a source: flags that go together, and those that do not."""
 
+from dataclasses import replace
+
 import torch
 
 from transmla.arch.spec import AttentionSpec
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.config import ConvertRequest
+from transmla.convert.engines import ENGINES
 from transmla.convert.sizes import MLASizes, freq_folds
 from transmla.errors import CheckpointError, UsageError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def target_spec(request: ConvertRequest, spec: AttentionSpec) -> AttentionSpec:
+    """Return the source's description with what the target keeps of it.
+
+    Scaled frequencies are kept where all engines that are asked for compute them; a checkpoint for any engine is plain.
+    """
+    kept = bool(request.engine) and all(spec.rope_type in ENGINES[name].scaled_ropes for name in request.engine)
+    return replace(spec, keep_biases=request.biases == "keep", keep_scaling=kept and not request.exact)
 
 
 def check_possible(request: ConvertRequest, spec: AttentionSpec) -> None:

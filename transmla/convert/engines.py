@@ -21,6 +21,7 @@ class Engine:
         heads: accepted (qk_nope_head_dim, qk_rope_head_dim, v_head_dim), smallest first; empty for any.
             Head sizes cost no cache, so they are padded with zeros up to an accepted size.
         free_grid: whether every rotary slot can have a frequency of its own, as exact mode needs.
+        scaled_ropes: types of RoPE, other than the plain one, of which it computes the frequencies as the source does.
         biases: whether it loads biases on queries, keys and values (``attention_bias``).
         max_layers: a model with more layers is misread.
         shared_expert: whether a mixture of experts must have one that every token uses; zeros will do.
@@ -31,6 +32,7 @@ class Engine:
     caches: tuple[tuple[int, int], ...] = ()
     heads: tuple[tuple[int, int, int], ...] = ()
     free_grid: bool = False
+    scaled_ropes: tuple[str, ...] = ()
     biases: bool = False
     max_layers: int | None = None
     shared_expert: bool = True
@@ -40,7 +42,12 @@ ENGINES: Mapping[EngineName, Engine] = MappingProxyType(
     {
         # The latent norm's eps is hard-coded to 1e-6: the portable profile is the only one.
         "transformers": Engine(
-            "transformers", profiles=("portable",), free_grid=True, biases=True, shared_expert=False
+            "transformers",
+            profiles=("portable",),
+            free_grid=True,
+            scaled_ropes=("linear", "llama3"),
+            biases=True,
+            shared_expert=False,
         ),
         "vllm": Engine(
             "vLLM (CUDA)",
@@ -53,6 +60,6 @@ ENGINES: Mapping[EngineName, Engine] = MappingProxyType(
         "sglang": Engine("SGLang", profiles=("portable", "quantizable"), caches=((512, 64),), heads=((128, 64, 128),)),
         "llama.cpp": Engine("llama.cpp", profiles=("portable", "quantizable")),
         # Drops every tensor named model.layers.61*, DeepSeek's own extra prediction layer.
-        "mlx": Engine("MLX", profiles=("portable",), biases=True, max_layers=61),
+        "mlx": Engine("MLX", profiles=("portable",), scaled_ropes=("linear", "llama3"), biases=True, max_layers=61),
     }
 )

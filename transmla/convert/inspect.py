@@ -1,7 +1,6 @@
 """What a model is and what it can become, from its config and headers alone."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from transmla.arch.stored import left_over, stored_shapes
 from transmla.checkpoint.reader import check_headers
 from transmla.checkpoint.source import open_source, remote_headers
 from transmla.config import ConvertRequest, EngineName, InspectRequest, flag_name
-from transmla.convert.choices import check_possible
+from transmla.convert.choices import check_possible, target_spec
 from transmla.convert.engines import ENGINES
 from transmla.convert.plan import engines_for
 from transmla.convert.sizes import choose_sizes
@@ -126,7 +125,7 @@ def _verdict(spec: AttentionSpec, name: EngineName) -> Verdict:
     why = last = ""
     for way in ways:
         request = ConvertRequest(model="", output_dir=Path(), engine=(name,), **way)
-        target = replace(spec, keep_biases=request.biases == "keep")
+        target = target_spec(request, spec)
         try:
             check_possible(request, target)
             choose_sizes(request, target)
@@ -161,7 +160,7 @@ def _candidates(spec: AttentionSpec, token_bytes: int, context: int) -> Iterator
     ]
     for way in ways:
         request = ConvertRequest(model="", output_dir=Path(), **way)
-        target = replace(spec, keep_biases=request.biases == "keep")
+        target = target_spec(request, spec)
         try:
             check_possible(request, target)
             sizes = choose_sizes(request, target)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from transmla.checkpoint.publish import check_free_space, check_output, reserved
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import ConvertRequest
-from transmla.convert.choices import check_method, choose_folds, storage_dtype
+from transmla.convert.choices import check_method, choose_folds, storage_dtype, target_spec
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
 from transmla.convert.layer import Target
@@ -290,7 +290,7 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     check_output(request.output_dir, source_folder=source.folder, overwrite=overwrite)
     source_config = load_config(source.folder)
     spec = describe(source_config, max_position_embeddings=request.max_position_embeddings)
-    spec = replace(spec, keep_biases=request.biases == "keep")
+    spec = target_spec(request, spec)
     device = choose_device(request.device)
     if device.type == "mps":
         raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
@@ -334,7 +334,9 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
 def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> Sequence[str]:
     """Return the engines that load a checkpoint of exactly these sizes."""
     names = []
-    for name in ENGINES:
+    for name, engine in ENGINES.items():
+        if spec.keep_scaling and spec.rope_type not in engine.scaled_ropes:
+            continue
         try:
             if fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact) == sizes:
                 names.append(name)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DeepseekV3Config, PretrainedConfig
+from transformers import DeepseekV3Config, LlamaConfig, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import transmla
 from transmla.arch.experts import Mixture
@@ -68,7 +69,7 @@ def target_config(
         "rope_interleave": True,
         # To the power of whatever, 1 is 1: in exact mode the factors alone make the frequencies.
         "rope_theta": 1.0 if exact else spec.rope_theta,
-        "rope_scaling": _own_grid(spec) if exact else _plain_grid(spec),
+        "rope_scaling": _own_grid(spec) if exact else _scaled_grid(spec) if spec.keep_scaling else _plain_grid(spec),
         **_experts(spec, sizes),
         **_ROUTING,
         "tie_word_embeddings": False,
@@ -101,7 +102,21 @@ def load_target(config: dict[str, Any]) -> DeepseekV3Config:
 
 def target_frequencies(spec: AttentionSpec, sizes: MLASizes) -> Float[Tensor, " slot"]:
     """Return the frequency of each rotary slot under :func:`target_config`, where it is not exact."""
-    return rope_frequencies(spec.rope_theta, sizes.qk_rope_head_dim)
+    if not spec.keep_scaling:
+        return rope_frequencies(spec.rope_theta, sizes.qk_rope_head_dim)
+    # Whatever the model, they follow from the parameters and the number of slots.
+    config = LlamaConfig(
+        head_dim=sizes.qk_rope_head_dim,
+        max_position_embeddings=spec.max_position_embeddings,
+        rope_parameters={"rope_theta": spec.rope_theta, **spec.rope_scaling},
+    )
+    frequencies, _ = ROPE_INIT_FUNCTIONS[spec.rope_type](config, torch.device("cpu"))
+    return frequencies
+
+
+def _scaled_grid(spec: AttentionSpec) -> dict[str, Any]:
+    """Scale the slots as the source scales its pairs."""
+    return {"type": spec.rope_type, **spec.rope_scaling}
 
 
 def _plain_grid(spec: AttentionSpec) -> dict[str, Any]:
