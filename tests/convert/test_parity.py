@@ -1,6 +1,7 @@
 """Whole models: converted on disk, loaded by stock transformers, compared with the source and with the formulas.
 
-A family joins by giving a config: a subclass of :class:`FamilyContract` is all it takes.
+A family joins by giving a config: a subclass of :class:`FamilyContract` is all it takes, or of
+:class:`ApproximateContract` where MLA cannot be exact.
 """
 
 from __future__ import annotations
@@ -70,8 +71,17 @@ def approximate_model(approximate):
     return load(approximate[0])
 
 
-class FamilyContract:
-    """What holds for every family."""
+@pytest.fixture(scope="class")
+def outputs(request, approximate):
+    """The folders of all forms that the family has."""
+    folders = [approximate[0]]
+    return [request.getfixturevalue("exact"), *folders] if request.cls.exact_form else folders
+
+
+class ApproximateContract:
+    """What holds for every family, also where there is no exact form."""
+
+    exact_form = False
 
     def __init_subclass__(cls, *, dtype=torch.float32, tolerance=1e-4, biased=False, mixture=None, **config):
         """Take the family and the overrides of its config for ``tiny_checkpoint``.
@@ -81,18 +91,6 @@ class FamilyContract:
         """
         cls.dtype, cls.tolerance, cls.biased, cls.mixture, cls.config = dtype, tolerance, biased, mixture, config
 
-    def test_exact_logits_are_the_sources(self, source_model, exact_model):
-        assert isinstance(exact_model, DeepseekV3ForCausalLM)
-        ids = some_ids()
-        value = difference(logits(exact_model, ids), logits(source_model, ids))
-        assert value < self.tolerance  # float32: measured 6e-6 to 9e-6
-
-    def test_exact_text_is_the_sources(self, source_model, exact_model):
-        assert greedy(exact_model) == greedy(source_model)
-
-    def test_exact_cache_is_as_large_as_the_sources(self, source_model, exact_model):
-        assert measure_cache(exact_model) == measure_cache(source_model)
-
     def test_approximate_cache_holds_latent_and_rotary_key(self, approximate, approximate_model):
         output, report, _ = approximate
         config = read_config(output)
@@ -101,17 +99,16 @@ class FamilyContract:
         assert report.plan.numbers_per_token_layer == numbers
         assert numbers == report.plan.source_numbers_per_token_layer // 2
 
-    @pytest.mark.parametrize("which", ["exact_model", "approximate_model"])
-    def test_generating_with_a_cache_is_generating_without(self, which, request):
-        model = request.getfixturevalue(which)
-        ids = some_ids(tokens=40)
-        with torch.inference_mode():
-            cache, steps = model(ids[:, :25], use_cache=True).past_key_values, []
-            for position in range(25, 40):
-                steps.append(model(ids[:, position : position + 1], past_key_values=cache).logits)
-        value = difference(torch.cat(steps, dim=1), logits(model, ids)[:, 25:])
-        assert value < 1e-4  # measured 3e-6 to 8e-6
-        assert greedy(model, use_cache=True) == greedy(model, use_cache=False)
+    def test_generating_with_a_cache_is_generating_without(self, outputs):
+        for model in map(load, outputs):
+            ids = some_ids(tokens=40)
+            with torch.inference_mode():
+                cache, steps = model(ids[:, :25], use_cache=True).past_key_values, []
+                for position in range(25, 40):
+                    steps.append(model(ids[:, position : position + 1], past_key_values=cache).logits)
+            value = difference(torch.cat(steps, dim=1), logits(model, ids)[:, 25:])
+            assert value < 1e-4  # measured 3e-6 to 8e-6
+            assert greedy(model, use_cache=True) == greedy(model, use_cache=False)
 
     def test_reloaded_it_is_the_function_that_was_computed(self, source, approximate, approximate_model):
         output, _, factors = approximate
@@ -124,24 +121,16 @@ class FamilyContract:
         """So that the tests before have something to show."""
         value = difference(logits(approximate_model, some_ids(1)), logits(source_model, some_ids(1)))
         assert (
-            value > 0.4
-        )  # measured 4.6 to 5.7: a random model has nothing to spare; 0.6 to 1.1 with a common direction
+            value > 0.3
+        )  # measured 4.6 to 5.7: a random model has nothing to spare; 0.4 to 1.1 with a common direction
 
-    def test_all_of_a_single_head_is_kept(self, calibration_text, tmp_path):
-        """A cache as large as the source's, and the grid of its frequencies: there is nothing to lose."""
-        make = checkpoint_with_a_common_direction if self.mixture else tiny_checkpoint
-        source = make(tmp_path / "source", dtype=self.dtype, **{**self.config, "num_key_value_heads": 1})
-        convert(asked(source, tmp_path / "out", calibration_text, kv_lora_rank=16, qk_rope_head_dim=16))
-        value = difference(logits(load(tmp_path / "out"), some_ids()), logits(load(source), some_ids()))
-        assert value < max(1e-3, self.tolerance)  # float32: measured 1.7e-4 to 5.0e-4, which is what the ridges take
-
-    def test_untouched_tensors_keep_their_bits(self, source, exact, approximate):
+    def test_untouched_tensors_keep_their_bits(self, source, outputs):
         before = as_deepseek_names(load_tensors(source, dtype=None))
         before.setdefault("lm_head.weight", before["model.embed_tokens.weight"])
         changed = (".self_attn.", ".mlp.gate.", ".mlp.shared_experts.") if self.mixture else (".self_attn.",)
         before = {name: tensor for name, tensor in before.items() if not any(part in name for part in changed)}
         scale = (1e-6 / read_config(source)["rms_norm_eps"]) ** 0.5
-        for folder in (exact, approximate[0]):
+        for folder in outputs:
             after = load_tensors(folder, dtype=None)
             assert {tensor.dtype for tensor in after.values()} == {self.dtype}
             assert {name for name in after if not any(part in name for part in changed)} == before.keys()
@@ -152,8 +141,8 @@ class FamilyContract:
                 else:
                     assert torch.equal(after[name], tensor), name
 
-    def test_the_folder_is_complete_and_holds_no_code(self, exact, approximate):
-        for folder in (exact, approximate[0]):
+    def test_the_folder_is_complete_and_holds_no_code(self, outputs):
+        for folder in outputs:
             assert {path.name for path in folder.iterdir()} == {
                 "LICENSE",
                 "README.md",
@@ -243,6 +232,32 @@ class FamilyContract:
         assert json.loads((output / "transmla_report.json").read_text()) == report.model_dump(mode="json")
 
 
+class FamilyContract(ApproximateContract):
+    """What holds besides where GQA can be written as MLA."""
+
+    exact_form = True
+
+    def test_exact_logits_are_the_sources(self, source_model, exact_model):
+        assert isinstance(exact_model, DeepseekV3ForCausalLM)
+        ids = some_ids()
+        value = difference(logits(exact_model, ids), logits(source_model, ids))
+        assert value < self.tolerance  # float32: measured 6e-6 to 9e-6
+
+    def test_exact_text_is_the_sources(self, source_model, exact_model):
+        assert greedy(exact_model) == greedy(source_model)
+
+    def test_exact_cache_is_as_large_as_the_sources(self, source_model, exact_model):
+        assert measure_cache(exact_model) == measure_cache(source_model)
+
+    def test_all_of_a_single_head_is_kept(self, calibration_text, tmp_path):
+        """A cache as large as the source's, and the grid of its frequencies: there is nothing to lose."""
+        make = checkpoint_with_a_common_direction if self.mixture else tiny_checkpoint
+        source = make(tmp_path / "source", dtype=self.dtype, **{**self.config, "num_key_value_heads": 1})
+        convert(asked(source, tmp_path / "out", calibration_text, kv_lora_rank=16, qk_rope_head_dim=16))
+        value = difference(logits(load(tmp_path / "out"), some_ids()), logits(load(source), some_ids()))
+        assert value < max(1e-3, self.tolerance)  # float32: measured 1.7e-4 to 5.0e-4, which is what the ridges take
+
+
 def attention_seen(model, index, ids):
     """Return the residual stream in front of a layer, and what the layer's attention adds to it."""
     seen, layer = {}, model.model.layers[index]
@@ -306,6 +321,10 @@ class TestBfloat16Llama(FamilyContract, family="llama", dtype=torch.bfloat16, to
     """Weights rounded to eight bits, computed with in float32: measured 0.042 exact, 0.043 reloaded."""
 
 
+class TestQwen3InShards(ApproximateContract, family="qwen3", shards=2):
+    """Norms on the heads of queries and keys."""
+
+
 MIXTURE = {
     "first_k_dense_replace": 0,
     "n_routed_experts": 5,
@@ -321,3 +340,9 @@ class TestMixtralInShards(FamilyContract, family="mixtral", mixture=MIXTURE, sha
 
 class TestTiedPackedMixtral(FamilyContract, family="mixtral", mixture=MIXTURE, packed=True, tie_word_embeddings=True):
     """Experts stored as transformers 5 holds them."""
+
+
+class TestPackedQwen3Moe(
+    ApproximateContract, family="qwen3_moe", mixture=MIXTURE | {"num_experts_per_tok": 3}, packed=True
+):
+    """Norms on heads, and experts."""
