@@ -15,7 +15,7 @@ def test_a_model_with_a_latent_is_absorbed(deepseek, tmp_path, windows):
     model = loaded(deepseek, tmp_path)
     assert {type(layer.self_attn) for layer in model.model.layers} == {AbsorbedDeepseekV3Attention}
     with torch.inference_mode():
-        assert torch.equal(model(windows).logits, deepseek(windows).logits)
+        torch.testing.assert_close(model(windows).logits, deepseek(windows).logits, rtol=0, atol=1e-4)
 
 
 def test_another_model_stays_as_it_is(llama, tmp_path):

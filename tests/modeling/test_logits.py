@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
 from tests.modeling.models import VARIANTS, latent_model, some_ids, stepwise, watched
@@ -37,11 +38,38 @@ def test_token_by_token(stock, absorbed):
     assert_close(found, stepwise(stock, ids, steps))
 
 
-def test_a_whole_text_is_given_to_the_stock_form(stock, absorbed):
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_whole_text_is_expanded(stock, absorbed, use_cache):
     ids = some_ids(2, 30)
+    with torch.inference_mode(), watched() as calls:
+        found = absorbed(ids, use_cache=use_cache).logits
+    assert calls == {"absorbed": 0, "expanded": LAYERS}
     with torch.inference_mode():
-        assert torch.equal(absorbed(ids).logits, stock(ids).logits)
-        assert torch.equal(absorbed(ids, use_cache=False).logits, stock(ids).logits)
+        assert_close(found, stock(ids).logits)
+
+
+class Operators(TorchDispatchMode):
+    """Note what is computed with."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_expanded_tokens_take_the_fused_kernel():
+    """Without it the logits of all queries would exist at once."""
+    stock, ids = latent_model(kv_lora_rank=40), some_ids(2, 64)
+    model, cache = absorb(copy.deepcopy(stock)), DynamicCache(config=stock.config)
+    with torch.no_grad(), watched() as calls, Operators() as operators:
+        found = [model(piece, past_key_values=cache).logits for piece in ids.split(32, 1)]
+    assert calls == {"absorbed": 0, "expanded": 2 * LAYERS}
+    assert "_scaled_dot_product_flash_attention_for_cpu" in operators.names
+    assert "_softmax" not in operators.names
+    assert_close(torch.cat(found, 1), stepwise(stock, ids, [32, 32]))
 
 
 def test_a_prompt_in_pieces(stock, absorbed):
@@ -55,7 +83,7 @@ def test_a_prompt_in_pieces(stock, absorbed):
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_logits_of_few_queries_exist_at_once(stock, absorbed, chunk, monkeypatch):
     # 2 sequences, 3 heads, 47 tokens.
-    monkeypatch.setattr("transmla.linalg.latent_attention.CHUNK_NUMBERS", chunk * 2 * 3 * 47)
+    monkeypatch.setattr("transmla.linalg.latent_attention.CPU_CHUNK_NUMBERS", chunk * 2 * 3 * 47)
     ids, steps = some_ids(2, 47), [42, 5]
     with watched() as calls:
         found = stepwise(absorbed, ids, steps)
@@ -146,4 +174,4 @@ def test_flex_attention_is_left_to_transformers():
     stock = latent_model()
     stock.set_attn_implementation("flex_attention")
     absorbed = absorb(copy.deepcopy(stock))
-    assert not absorbed.model.layers[0].self_attn._absorbs(1, None, DynamicCache(config=stock.config))
+    assert not absorbed.model.layers[0].self_attn._absorbs(None, 1, 30)

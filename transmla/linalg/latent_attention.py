@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-CHUNK_NUMBERS = 2**22
-"""Logits that may exist at once: 16 MB in float32."""
+CPU_CHUNK_NUMBERS, CHUNK_NUMBERS = 2**21, 2**26
+"""Logits that may exist at once: 8 MB in float32, near a CPU's caches, or 256 MB, which keep a GPU busy."""
 
 
 def absorbing_is_cheaper(*, queries: int, tokens: int, rank: int, nope: int, rope: int, value: int) -> bool:
@@ -57,11 +57,13 @@ def latent_attention(
         mask: true, or what is added to the logits, where a query may attend; ``None`` if all may everywhere.
         scale: factor on the logits before the softmax.
         keep_weights: whether all weights are returned, which takes the memory that chunks save.
-        chunk: queries that have their logits at once; by default as many as make ``CHUNK_NUMBERS``.
+        chunk: queries that have their logits at once; by default as many as the device can well have.
     """
     batch, heads, queries, nope = query_nope.shape
     query_latent = torch.einsum("bhqn,hnr->bhqr", query_nope, up_key) if nope else None
-    chunk = chunk or max(1, CHUNK_NUMBERS // (batch * heads * latent.shape[1]))
+    if chunk is None:
+        numbers = CPU_CHUNK_NUMBERS if latent.device.type == "cpu" else CHUNK_NUMBERS
+        chunk = max(1, numbers // (batch * heads * latent.shape[1]))
     pooled, kept = [], []
     for start in range(0, queries, chunk):
         some = slice(start, start + chunk)
