@@ -10,12 +10,13 @@ import typer
 import transmla
 import transmla.convert.run
 from transmla.cli.app import app
-from transmla.config import ConvertRequest, EvalRequest, GenerateRequest, InspectRequest
+from transmla.config import BenchRequest, ConvertRequest, EvalRequest, GenerateRequest, InspectRequest
 
 REQUESTS = {
     "inspect": InspectRequest,
     "convert": ConvertRequest,
     "eval": EvalRequest,
+    "bench": BenchRequest,
     "generate": GenerateRequest,
 }
 COMMANDS = typer.main.get_command(app).commands

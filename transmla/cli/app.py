@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import transmla
+from transmla.cli.bench import bench_models
 from transmla.cli.convert import convert_model
 from transmla.cli.errors import guarded
 from transmla.cli.eval import evaluate_models
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("inspect")(guarded(inspect_model))
 app.command("convert")(guarded(convert_model))
 app.command("eval")(guarded(evaluate_models))
+app.command("bench")(guarded(bench_models))
 app.command("generate")(guarded(generate_text))
 
 
