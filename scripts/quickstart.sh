@@ -34,7 +34,10 @@ step "Measuring all three on Wikipedia articles that no conversion has seen"
 transmla eval "$assets/smollm2" "$rorope" "$ours" --gguf-file "$gguf" \
     --dataset "$assets/wiki-test.txt" --window 1024 --max-tokens 16384
 
-step "Generating with stock transformers from $ours"
-python "$TRANSMLA_ROOT/scripts/generate.py" "$ours"
+step "Letting $ours speak"
+for prompt in "The capital of France is" "Water is made of two elements,"; do
+    printf '> %s' "$prompt"
+    transmla generate "$ours" "$prompt" --no-chat-template --max-new-tokens 40
+done
 
 step "Done in $SECONDS s; the converted models are in $output"

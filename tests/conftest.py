@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factory import TEXT
+from tests.factory import TEXT, tiny_checkpoint
 
 
 def pytest_configure() -> None:
@@ -47,3 +47,13 @@ def cli() -> Callable:
 
     runner = CliRunner()
     return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def exact_pair(tmp_path_factory: pytest.TempPathFactory, cli: Callable) -> tuple[Path, Path]:
+    """A tiny Llama and the same model as MLA."""
+    root = tmp_path_factory.mktemp("pair")
+    source = tiny_checkpoint(root / "source")
+    result = cli("convert", source, root / "mla", "--exact", "-q")
+    assert result.exit_code == 0, result.stderr
+    return source, root / "mla"

@@ -23,11 +23,19 @@ EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", 
 OutputDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
-_ARGUMENTS = ("model", "output_dir", "source", "converted")
+_ARGUMENTS = ("model", "output_dir", "source", "converted", "prompt")
 
 
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
+
+
+def _split_at_commas(value: Any) -> Any:
+    """Take ``512,2048`` for two numbers, as one word or as one of several."""
+    words = [value] if isinstance(value, str | int) else value
+    if not isinstance(words, list | tuple):
+        return value
+    return tuple(part for word in words for part in (word.split(",") if isinstance(word, str) else [word]))
 
 
 class Request(BaseModel):
@@ -191,4 +199,53 @@ class EvalRequest(Request):
     max_tokens: int | None = Field(None, ge=2, description="Stop after this many tokens; the whole text by default.")
     batch_size: int = Field(1, ge=1, description="Windows per forward pass.")
     dtype: ComputeDtype = Field("float32", description="Type in which the models run.")
+    device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
+
+
+class GenerateRequest(SourceRequest):
+    """What ``transmla generate`` is asked."""
+
+    prompt: str = Field(description="What the model answers or continues; - reads it from standard input.")
+    system: str | None = Field(None, description="System message before the prompt, for models with a chat template.")
+    no_chat_template: bool = Field(False, description="Continue the prompt as it is, chat template or not.")
+    max_new_tokens: int = Field(256, ge=1, description="Stop after this many tokens.")
+    do_sample: bool | None = Field(
+        None,
+        description="Draw tokens rather than take the likeliest. By default as the model's generation_config says, and "
+        "yes where a temperature, top-p or top-k is given.",
+    )
+    temperature: float | None = Field(None, ge=0, description="Below 1 prefers likely tokens; 0 is --no-do-sample.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Draw from the likeliest tokens that have this share.")
+    top_k: int | None = Field(None, ge=0, description="Draw from this many of the likeliest tokens; 0 is all.")
+    repetition_penalty: float | None = Field(None, gt=0, description="Above 1 avoids tokens that are there already.")
+    seed: int = Field(0, ge=0, description="Seed of the drawing (default 0): the same command gives the same text.")
+    stock: bool = Field(
+        False, description="Decode as stock transformers does, which expands the latent of every token at every step."
+    )
+    dtype: OutputDtype = Field("auto", description="Type in which the model runs; auto is the stored one.")
+    device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
+
+
+class BenchRequest(Request):
+    """What ``transmla bench`` is asked."""
+
+    source: str = Field(description="The model that the others are compared with: hub id, id@revision or folder.")
+    converted: tuple[str, ...] = Field(
+        (), description="Converted models: folders or hub ids; each runs as stock does and with absorbed decoding."
+    )
+    gguf_file: str | None = Field(None, description="Name of a GGUF file inside SOURCE.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub SOURCE.")
+    token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
+    contexts: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_split_at_commas)] = Field(
+        (512, 1024, 2048),
+        min_length=1,
+        description="Context lengths, in tokens: prompt and new tokens together. Repeat, or separate by commas.",
+    )
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split_at_commas)] = Field(
+        (1,), min_length=1, description="Sequences at once. Repeat, or separate by commas."
+    )
+    num_new_tokens: int = Field(32, ge=1, description="Tokens decoded one after the other; they end the context.")
+    num_rounds: int = Field(3, ge=1, description="Timed runs of each, after one that warms up and measures memory.")
+    seed: int = Field(0, ge=0, description="Seed of the random prompts.")
+    dtype: OutputDtype = Field("auto", description="Type in which all models run; auto is the source's stored one.")
     device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")

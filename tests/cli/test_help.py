@@ -10,9 +10,15 @@ import typer
 import transmla
 import transmla.convert.run
 from transmla.cli.app import app
-from transmla.config import ConvertRequest, EvalRequest, InspectRequest
+from transmla.config import BenchRequest, ConvertRequest, EvalRequest, GenerateRequest, InspectRequest
 
-REQUESTS = {"inspect": InspectRequest, "convert": ConvertRequest, "eval": EvalRequest}
+REQUESTS = {
+    "inspect": InspectRequest,
+    "convert": ConvertRequest,
+    "eval": EvalRequest,
+    "bench": BenchRequest,
+    "generate": GenerateRequest,
+}
 COMMANDS = typer.main.get_command(app).commands
 
 # Runs the command in a fresh interpreter and fails if it has imported what takes seconds.

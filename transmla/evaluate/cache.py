@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,9 @@ def measure_cache(model: PreTrainedModel) -> CacheUse:
 
 def _cached_tensors(model: PreTrainedModel, num_tokens: int) -> list[Tensor]:
     prompt = torch.arange(num_tokens, device=model.device)[None] % model.config.vocab_size
-    cache = model.get_decoder()(input_ids=prompt, use_cache=True).past_key_values
+    return cached_tensors(model.get_decoder()(input_ids=prompt, use_cache=True).past_key_values)
+
+
+def cached_tensors(cache: Cache) -> list[Tensor]:
+    """Return every tensor that a cache holds, whatever its layers call them."""
     return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]

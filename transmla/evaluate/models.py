@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.checkpoint.source import Source
@@ -14,7 +14,7 @@ from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
 from transmla.modeling import absorb, has_latent_attention
 
 
-def check_comparable(models: Sequence[Source], *, window: int) -> None:
+def check_comparable(models: Sequence[Source], *, window: int, flag: str = "--window") -> None:
     """Refuse, before any weight is read, models whose tokens or contexts do not fit.
 
     Raises:
@@ -22,31 +22,43 @@ def check_comparable(models: Sequence[Source], *, window: int) -> None:
         UnsupportedModelError: a checkpoint that transformers loads but does not compute.
         UsageError: the window is longer than a model's context.
     """
-    configs = [_load(AutoConfig, model, "config").get_text_config() for model in models]
+    configs = [read_config(model) for model in models]
     for model, config in zip(models, configs, strict=True):
         if config.vocab_size != configs[0].vocab_size:
             raise CheckpointError(
                 f"{model.name} has {config.vocab_size} tokens in its vocabulary and {models[0].name} has "
                 f"{configs[0].vocab_size}: only a model that was converted from this source can be compared with it."
             )
-        # Transformers has its own eps for the latent norm, and would give garbage without a word.
-        if config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3:
-            raise UnsupportedModelError(
-                f"{model.name} was converted with --profile quantizable, which transformers cannot compute "
-                f"(rms_norm_eps {config.rms_norm_eps:g}): evaluate the portable profile of the same conversion."
-            )
         context = getattr(config, "max_position_embeddings", None)
         if context is not None and window > context:
-            raise UsageError(f"{model.name} has a context of {context} tokens: lower --window, which is {window}.")
+            raise UsageError(f"{model.name} has a context of {context} tokens: lower {flag}, which is {window}.")
+
+
+def read_config(model: Source) -> PreTrainedConfig:
+    """Read the config of a model's language part.
+
+    Raises:
+        CheckpointError: it is missing, or cannot be read.
+        UnsupportedModelError: a checkpoint that transformers loads but does not compute.
+    """
+    config = _load(AutoConfig, model, "config").get_text_config()
+    # Transformers has its own eps for the latent norm, and would give garbage without a word.
+    if config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3:
+        raise UnsupportedModelError(
+            f"{model.name} was converted with --profile quantizable, which transformers cannot compute "
+            f"(rms_norm_eps {config.rms_norm_eps:g}): take the portable profile of the same conversion."
+        )
+    return config
 
 
 def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrainedModel:
-    """Load a model for inference, in the form that decodes fast, and name it as the user did.
+    """Load a model for inference, in the form that decodes fast, and name it as the user did; ``auto``: as stored.
 
     Raises:
         CheckpointError: it cannot be read, or its weights are not all there.
     """
-    loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=getattr(torch, dtype), output_loading_info=True)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=kind, output_loading_info=True)
     # Transformers fills what is absent with random numbers and merely warns.
     if absent := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
         raise CheckpointError(

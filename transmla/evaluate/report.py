@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
+Form = Literal["stock", "absorbed"]
+"""How attention runs: as stock transformers has it, or on the cached latent itself."""
 
-class _Record(BaseModel):
+
+class Record(BaseModel):
+    """Frozen, and nothing in it that nobody declared."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelReport(_Record):
+class ModelReport(Record):
     """One model; the comparisons are with the source, and ``None`` for the source itself."""
 
     name: str
@@ -23,7 +30,7 @@ class ModelReport(_Record):
     num_parameters: int
 
 
-class DataReport(_Record):
+class DataReport(Record):
     """The text: enough to know whether two reports speak of the same tokens."""
 
     dataset: str
@@ -34,7 +41,7 @@ class DataReport(_Record):
     sha256: str
 
 
-class Versions(_Record):
+class Versions(Record):
     """The libraries that computed the numbers."""
 
     transmla: str
@@ -42,12 +49,36 @@ class Versions(_Record):
     transformers: str
 
 
-class EvalReport(_Record):
+class EvalReport(Record):
     """The source, the converted models in the order asked for, and how they were measured."""
 
     source: ModelReport
     converted: tuple[ModelReport, ...]
     data: DataReport
+    dtype: str
+    device: str
+    versions: Versions
+
+
+class GenerationReport(Record):
+    """What a model said to one prompt, and what that took.
+
+    ``finish`` is why it stopped: a token that ends the text, the length asked for, or the end of the model's context.
+    """
+
+    model: str
+    architecture: str
+    form: Form
+    prompt: str
+    text: str
+    finish: Literal["stop", "length", "context"]
+    sampled: bool
+    num_prompt_tokens: int
+    num_new_tokens: int
+    seconds_to_first_token: float
+    tokens_per_second: float | None
+    kv_bytes_per_token: int
+    kv_numbers_per_token_layer: float
     dtype: str
     device: str
     versions: Versions
