@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from transmla.checkpoint.source import open_source
+from transmla.device import choose_device
 from transmla.evaluate.models import load_model
 from transmla.modeling import absorb, expand
 
@@ -26,7 +27,7 @@ from transmla.modeling import absorb, expand
 def read_prompt(model: PreTrainedModel, ids: torch.Tensor) -> tuple[Cache, float]:
     """Return the cache of a prompt, and the seconds that it took."""
     cache, started = DynamicCache(config=model.config), time.perf_counter()
-    model(ids, past_key_values=cache, logits_to_keep=1)
+    model(ids, past_key_values=cache, logits_to_keep=1).logits.cpu()
     return cache, time.perf_counter() - started
 
 
@@ -37,7 +38,7 @@ def time_turn(
     times = []
     for _ in range(steps + 1):
         started = time.perf_counter()
-        logits = model(token, past_key_values=cache).logits
+        logits = model(token, past_key_values=cache).logits.cpu()  # which waits for a GPU
         times.append(1000 * (time.perf_counter() - started))
         cache.crop(-1)
     return times[1:], logits
@@ -51,6 +52,8 @@ def main() -> None:
     parser.add_argument("--gguf-file")
     parser.add_argument("--context", type=int, default=8192, help="tokens that a step attends to")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -58,11 +61,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
 
-    cpu = torch.device("cpu")
-    source = load_model(open_source(options.source, gguf_file=options.gguf_file), dtype="float32", device=cpu)
-    converted = load_model(open_source(options.converted), dtype="float32", device=cpu)
+    device = choose_device(options.device)
+    source, converted = (
+        load_model(open_source(name, gguf_file=gguf_file), dtype=options.dtype, device=device)
+        for name, gguf_file in ((options.source, options.gguf_file), (options.converted, None))
+    )
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(source.config.vocab_size, (options.batch_size, options.context), generator=generator)
+    ids = torch.randint(source.config.vocab_size, (options.batch_size, options.context), generator=generator).to(device)
     caches, prompts = {}, {}
     for model in (source, converted):
         caches[model], prompts[model] = read_prompt(model, ids[:, :-1])
@@ -81,9 +86,8 @@ def main() -> None:
             times[form] += measured
 
     median = {form: statistics.median(measured) for form, measured in times.items()}
-    print(
-        f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, float32, {options.context} tokens"
-    )
+    where = f"{options.threads} threads, {platform.machine()}" if device.type == "cpu" else device
+    print(f"{options.batch_size} x {options.context} tokens, {options.dtype}, {where}, torch {torch.__version__}")
     print(f"{'':10}{'ms a step':>12}{'least':>10}{'cache MB':>12}{'prompt s':>12}")
     for form, (model, _, _) in forms.items():
         megabytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches[model].layers) / 1e6
