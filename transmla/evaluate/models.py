@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.checkpoint.source import Source
 from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
+from transmla.modeling import absorb, has_latent_attention
 
 
 def check_comparable(models: Sequence[Source], *, window: int, flag: str = "--window") -> None:
@@ -51,7 +52,9 @@ def read_config(model: Source) -> PreTrainedConfig:
 
 
 def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrainedModel:
-    """Load a model for inference and name it as the user did; the type ``auto`` is the stored one.
+    """Load a model for inference, in the form that decodes fast, and name it as the user did.
+
+    The type ``auto`` is the stored one.
 
     Raises:
         CheckpointError: it cannot be read, or its weights are not all there.
@@ -64,7 +67,8 @@ def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrained
             f"{model.name} lacks {len(absent)} of its weights, {absent[0]} among them: convert or download it again."
         )
     loaded.name_or_path = model.name
-    return loaded.to(device).eval()
+    loaded = loaded.to(device).eval()
+    return absorb(loaded) if has_latent_attention(loaded) else loaded
 
 
 def _load(factory: Any, model: Source, what: str, **options: Any) -> Any:
