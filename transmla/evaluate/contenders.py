@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transmla.evaluate.memory import is_out_of_memory, memory_limit, release_memory
 from transmla.evaluate.report import Form
 from transmla.evaluate.timing import Run
-from transmla.modeling.absorb import absorb, expand, has_latent_attention
+from transmla.modeling import absorb, expand, has_latent_attention
 
 
 @runtime_checkable

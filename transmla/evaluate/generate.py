@@ -24,7 +24,7 @@ from transmla.evaluate.cache import cached_tensors
 from transmla.evaluate.models import load_model, read_config
 from transmla.evaluate.report import Form, GenerationReport, Versions
 from transmla.evaluate.streaming import PieceStreamer
-from transmla.modeling.absorb import absorb, has_latent_attention
+from transmla.modeling import absorb, expand, has_latent_attention
 
 
 def generate(request: GenerateRequest, *, write: Callable[[str], object]) -> GenerationReport:
@@ -86,11 +86,11 @@ def generate(request: GenerateRequest, *, write: Callable[[str], object]) -> Gen
 
 
 def choose_form(model: PreTrainedModel, *, stock: bool) -> Form:
-    """Switch a model with latent attention to absorbed decoding, unless the user wants stock's."""
-    if stock or not has_latent_attention(model):
+    """Switch a model with latent attention to absorbed decoding, or to stock's if the user wants that."""
+    if not has_latent_attention(model):
         return "stock"
-    absorb(model)
-    return "absorbed"
+    (expand if stock else absorb)(model)
+    return "stock" if stock else "absorbed"
 
 
 def render_prompt(request: GenerateRequest, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> str:

@@ -52,7 +52,9 @@ def read_config(model: Source) -> PreTrainedConfig:
 
 
 def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrainedModel:
-    """Load a model for inference, in the form that decodes fast, and name it as the user did; ``auto``: as stored.
+    """Load a model for inference, in the form that decodes fast, and name it as the user did.
+
+    The type ``auto`` is the stored one.
 
     Raises:
         CheckpointError: it cannot be read, or its weights are not all there.

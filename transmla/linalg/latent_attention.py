@@ -87,12 +87,11 @@ def _logits(
     key_rope: Float[Tensor, "batch tokens rope"],
     scale: float,
 ) -> Float[Tensor, "batch heads queries tokens"]:
-    rows = query_rope.shape[1:3]
-    logits = query_rope.flatten(1, 2) @ key_rope.mT
-    if query_latent is None:
-        return (logits * scale).unflatten(1, rows)
-    logits = torch.baddbmm(logits, query_latent.flatten(1, 2), latent.mT, beta=scale, alpha=scale)
-    return logits.unflatten(1, rows)
+    # Added to nothing: in bfloat16 a CPU takes three times as long for the same product by another name.
+    logits = torch.baddbmm(query_rope.new_zeros(()), query_rope.flatten(1, 2), key_rope.mT, beta=0, alpha=scale)
+    if query_latent is not None:
+        logits = torch.baddbmm(logits, query_latent.flatten(1, 2), latent.mT, alpha=scale)
+    return logits.unflatten(1, query_rope.shape[1:3])
 
 
 def _masked(logits: Float[Tensor, "batch heads queries tokens"], mask: Tensor) -> Tensor:
