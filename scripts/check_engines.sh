@@ -11,6 +11,11 @@ source "$runners/env.sh"
 
 engines=("$@")
 ((${#engines[@]})) || engines=(llama.cpp mlx vllm vllm-transformers)
+for engine in "${engines[@]}"; do
+    [[ " llama.cpp mlx vllm vllm-transformers " == *" $engine "* ]] && continue
+    printf 'Unknown engine %s; known: llama.cpp, mlx, vllm, vllm-transformers.\n' "$engine" >&2
+    exit 2
+done
 output="${OUTPUT_DIR:-engines-output}"
 gguf=SmolLM2-135M-Instruct.Q4_1.gguf
 assets="$(python "$TRANSMLA_ROOT/scripts/fetch_assets.py")"
@@ -70,10 +75,6 @@ for engine in "${engines[@]}"; do
         fi
         "$_engine_venv/bin/python" "$runners/run_vllm.py" "$checkpoint" "$output/512+64/prompts.json" \
             "$output/512+64/$engine.npz" >&2
-        ;;
-    *)
-        printf 'Unknown engine %s; known: llama.cpp, mlx, vllm, vllm-transformers.\n' "$engine" >&2
-        exit 2
         ;;
     esac
 done
