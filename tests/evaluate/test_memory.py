@@ -56,6 +56,15 @@ def test_several_outputs_and_nested_arguments():
         assert meter.lap() >= 2 * SIZE + values.nbytes + indices.nbytes
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_what_an_operation_allocates_on_the_way_is_counted(mode):
+    """Attention without a fused kernel, for head sizes that differ, holds a matrix of all pairs of tokens."""
+    query, value = torch.randn(1, 2, 100, 8), torch.randn(1, 2, 100, 6)
+    with measure_memory(CPU) as meter, mode():
+        torch.nn.functional.scaled_dot_product_attention(query, query, value, is_causal=True)
+        assert meter.lap() > 2 * 100 * 100 * 4
+
+
 def test_too_large_a_tensor_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.int8)
