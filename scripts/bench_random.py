@@ -22,10 +22,8 @@ from statistics import median
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from transmla import __version__
 from transmla.arch.spec import describe
 from transmla.convert.fold import NORMS
 from transmla.convert.sizes import MLASizes
@@ -38,6 +36,7 @@ from transmla.evaluate.bench_report import paired_speedup
 from transmla.evaluate.contenders import Contender, Turns, enter, take_turns
 from transmla.evaluate.filled_cache import run_filled
 from transmla.evaluate.memory import free_memory
+from transmla.evaluate.models import loaded_versions
 
 SHAPES: dict[str, dict[str, Any]] = {
     "8B": {
@@ -252,7 +251,7 @@ def main() -> None:
         "memory_bytes": memory,
         "bandwidth": max(bandwidths),
         "bandwidths": bandwidths,
-        "versions": {"transmla": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": loaded_versions().model_dump(),
         "rows": rows,
     }
     if options.json:

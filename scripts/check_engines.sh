@@ -73,7 +73,7 @@ for engine in "${engines[@]}"; do
             with_config "$checkpoint" "$checkpoint-transformers" DeepseekV3ForCausalLM TransformersForCausalLM
             checkpoint+=-transformers
         fi
-        "$_engine_venv/bin/python" "$runners/run_vllm.py" "$checkpoint" "$output/512+64/prompts.json" \
+        VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 "$_engine_venv/bin/python" "$runners/run_vllm.py" "$checkpoint" "$output/512+64/prompts.json" \
             "$output/512+64/$engine.npz" >&2
         ;;
     esac

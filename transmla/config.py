@@ -58,10 +58,16 @@ class Request(BaseModel):
     def build(cls, *, recipe: Path | None, flags: dict[str, Any]) -> Self:
         """Combine flags over a YAML recipe over the defaults.
 
+        Args:
+            recipe: the YAML file, if there is one.
+            flags: the arguments of a command by name, where ``None`` and an empty list mean that nothing was said;
+                those that are no field of the request are the command's own.
+
         Raises:
             UsageError: the recipe cannot be read, or a value is unknown or out of range; all problems at once.
         """
-        values = {**(read_recipe(recipe) if recipe else {}), **{k: v for k, v in flags.items() if v is not None}}
+        given = {name: flags[name] for name in cls.model_fields if flags.get(name) not in (None, [])}
+        values = {**(read_recipe(recipe) if recipe else {}), **given}
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -185,14 +191,19 @@ class ConvertRequest(SourceRequest):
     max_shard_size: str = Field("5GB", description="Largest size of one weight file.")
 
 
-class EvalRequest(Request):
-    """What ``transmla eval`` is asked."""
+class ComparisonRequest(Request):
+    """A source and what it is compared with."""
 
     source: str = Field(description="The model that the others are compared with: hub id, id@revision or folder.")
     converted: tuple[str, ...] = Field((), description="Converted models: folders or hub ids.")
     gguf_file: str | None = Field(None, description="Name of a GGUF file inside SOURCE.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub SOURCE.")
     token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
+
+
+class EvalRequest(ComparisonRequest):
+    """What ``transmla eval`` is asked."""
+
     dataset: str = Field(description="Text, JSONL or parquet file, or hub data set name[:config[:split]].")
     text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
     window: int = Field(1024, ge=2, description="Tokens per window; windows do not overlap.")
@@ -226,16 +237,12 @@ class GenerateRequest(SourceRequest):
     device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
 
 
-class BenchRequest(Request):
+class BenchRequest(ComparisonRequest):
     """What ``transmla bench`` is asked."""
 
-    source: str = Field(description="The model that the others are compared with: hub id, id@revision or folder.")
     converted: tuple[str, ...] = Field(
         (), description="Converted models: folders or hub ids; each runs as stock does and with absorbed decoding."
     )
-    gguf_file: str | None = Field(None, description="Name of a GGUF file inside SOURCE.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub SOURCE.")
-    token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
     contexts: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_split_at_commas)] = Field(
         (512, 1024, 2048),
         min_length=1,

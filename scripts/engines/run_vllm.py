@@ -1,4 +1,7 @@
-"""Runs in the environment of vLLM. Usage: run_vllm.py CHECKPOINT PROMPTS.json OUTPUT.npz."""
+"""Runs in the environment of vLLM. Usage: run_vllm.py CHECKPOINT PROMPTS.json OUTPUT.npz.
+
+VLLM_CPU_KVCACHE_SPACE has to say how many GiB the cache takes altogether.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-# How much memory the cache takes altogether, in GiB; and everything in one process.
-CACHE_GIB = 1
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": str(CACHE_GIB), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-
-import numpy as np  # noqa: E402
-import vllm  # noqa: E402
-from result import save_result  # noqa: E402
-from vllm import LLM, SamplingParams  # noqa: E402
+import numpy as np
+import vllm
+from result import save_result
+from vllm import LLM, SamplingParams
 
 
 def main(checkpoint: Path, prompts: Path, output: Path) -> None:
@@ -43,7 +42,7 @@ def main(checkpoint: Path, prompts: Path, output: Path) -> None:
         output,
         logprobs=logprobs,
         greedy=[list(answer.outputs[0].token_ids) for answer in written],
-        bytes_per_token=CACHE_GIB * 2**30 / (cache.num_gpu_blocks * cache.block_size),
+        bytes_per_token=int(os.environ["VLLM_CPU_KVCACHE_SPACE"]) * 2**30 / (cache.num_gpu_blocks * cache.block_size),
         version=f"vllm {vllm.__version__}",
     )
 

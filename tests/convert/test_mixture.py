@@ -113,9 +113,9 @@ def test_one_expert_is_in_memory_at_a_time(calibration_text, tmp_path, monkeypat
     plan = plan_conversion(asked(source, tmp_path / "out", calibration_text, **SIZES))
     assert not any("experts" in name for name in plan.read_layer(0))
     convert(asked(source, tmp_path / "out", calibration_text, **SIZES))
-    # Read once a layer, and cast for each of two streams in all layers but the last.
+    # Read once a layer, and cast once for both streams in all layers but the last.
     experts = plan.spec.mixture.num_experts
-    assert len(most) == experts * (2 + 2)
+    assert len(most) == experts * (2 + 1)
     assert max(most) == 0
 
 

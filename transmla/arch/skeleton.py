@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Skeleton:
 
     @contextmanager
     def module(
-        self, path: str, tensors: Mapping[str, Tensor], *, instead: Mapping[str, nn.Module] | None = None
+        self, path: str, tensors: Mapping[str, Tensor], *, instead: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> Iterator[nn.Module]:
         """Lend the submodule at ``path`` holding ``tensors``, named relative to it, which are not copied.
 
@@ -45,9 +46,9 @@ class Skeleton:
             instead: modules that take the place of some inside it, which then hold nothing.
         """
         module = self._model.get_submodule(path)
-        own = {name: module.get_submodule(name) for name in instead or {}}
+        own = {name: module.get_submodule(name) for name in instead}
         try:
-            for name, other in (instead or {}).items():
+            for name, other in instead.items():
                 module.set_submodule(name, other)
             module.load_state_dict(tensors, assign=True)
             yield module.requires_grad_(False)

@@ -94,10 +94,13 @@ class ResidualStream:
                         made[name] = norm(made[name].unflatten(-1, (-1, self._spec.head_dim))).flatten(-2)
             yield inputs, made
 
+    def lend(self, expert: Expert) -> Expert:
+        """Return an expert on the device and in the type of the products."""
+        return expert.to(self._hidden.device, self._dtype)
+
     @torch.no_grad()
     def add_expert(self, expert: Expert) -> None:
-        """Add what an expert of the layer just passed makes of the tokens that chose it."""
-        expert = expert.to(self._hidden.device, self._dtype)
+        """Add what an expert of the layer just passed, as :meth:`lend` gives it, makes of the tokens that chose it."""
         for routed in self._routed:
             token, choice = torch.where(routed.experts == expert.index)
             inputs = routed.inputs[token]
@@ -219,8 +222,13 @@ class ConvertedStream(ResidualStream):
 
 
 def add_experts(streams: Sequence[ResidualStream], experts: Iterable[Expert]) -> None:
-    """Add the experts of the layer that ``streams`` have just passed, as they come: one is in memory at a time."""
+    """Add the experts of the layer that ``streams`` have just passed, as they come: one is in memory at a time.
+
+    The streams, alike in device and type, may be none: then the experts are only asked for.
+    """
     for expert in experts:
+        if streams:
+            expert = streams[0].lend(expert)
         for stream in streams:
             stream.add_expert(expert)
         # Before the next one is read, not after.

@@ -37,10 +37,7 @@ def bench_models(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Measure time to first token, decoding speed, KV cache and peak memory of a source and its conversions."""
-    flags = {
-        name: value for name, value in locals().items() if name in BenchRequest.model_fields and value not in (None, [])
-    }
-    request = BenchRequest.build(recipe=config, flags=flags)
+    request = BenchRequest.build(recipe=config, flags=locals())
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
     from transmla.evaluate.bench import bench

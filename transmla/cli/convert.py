@@ -54,12 +54,7 @@ def convert_model(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Convert a grouped-query attention checkpoint into a native DeepSeek-V3 one."""
-    flags = {
-        name: value
-        for name, value in locals().items()
-        if name in ConvertRequest.model_fields and value not in (None, [])
-    }
-    request = ConvertRequest.build(recipe=config, flags=flags)
+    request = ConvertRequest.build(recipe=config, flags=locals())
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
     from transmla.cli.plan_view import plan_table, report_table

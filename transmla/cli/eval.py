@@ -35,21 +35,7 @@ def evaluate_models(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Measure perplexity, agreement with the source, and KV cache, of a source and its conversions."""
-    flags = {
-        "source": source,
-        "converted": converted or None,
-        "dataset": dataset,
-        "text_column": text_column,
-        "window": window,
-        "max_tokens": max_tokens,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "device": device,
-        "gguf_file": gguf_file,
-        "revision": revision,
-        "token": token,
-    }
-    request = EvalRequest.build(recipe=config, flags=flags)
+    request = EvalRequest.build(recipe=config, flags=locals())
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
     from transmla.evaluate.run import evaluate

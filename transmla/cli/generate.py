@@ -37,8 +37,7 @@ def generate_text(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the text and nothing else.")] = False,
 ) -> None:
     """Answer a prompt, or continue it where the model has no chat template; the text comes as it is made."""
-    flags = {name: value for name, value in locals().items() if name in GenerateRequest.model_fields}
-    request = GenerateRequest.build(recipe=None, flags=flags)
+    request = GenerateRequest.build(recipe=None, flags=locals())
     if request.prompt == "-":
         request = request.model_copy(update={"prompt": _read_standard_input()})
 

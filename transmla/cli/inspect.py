@@ -29,8 +29,7 @@ def inspect_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print the inspection as JSON.")] = False,
 ) -> None:
     """Read config and headers only: sizes, KV cache, ways to convert, and engines that load the result."""
-    flags = {name: value for name, value in locals().items() if name in InspectRequest.model_fields}
-    request = InspectRequest.build(recipe=config, flags=flags)
+    request = InspectRequest.build(recipe=config, flags=locals())
 
     from transmla.convert.inspect import inspect
 

@@ -119,17 +119,19 @@ class _Walk:
             # What is stored is what the layers above will meet, rounding included.
             as_stored = self._unfold(self._attention_tensors(converted))
             errors["relative_error"] = self._error(as_stored, heldout)
-            # Nothing reads what comes out of the last one.
-            if self._converted is not None and index + 1 < self._plan.spec.num_hidden_layers:
+            if self._converted is not None and not self._is_last(index):
                 self._advance_converted(layer, as_stored)
         self._pass_experts(index, write)
         return LayerReport(layer=index, freq_fold=fold, **errors)
 
     def _pass_experts(self, index: int, write: Write | None = None) -> None:
         """Move the residual streams past a layer's experts, and write these on the way."""
-        last = index + 1 == self._plan.spec.num_hidden_layers
-        streams = () if last else (self._stream, self._converted)
+        streams = () if self._is_last(index) else (self._stream, self._converted)
         add_experts([stream for stream in streams if stream is not None], self._written_experts(index, write))
+
+    def _is_last(self, index: int) -> bool:
+        """Say whether nothing reads what comes out of a layer."""
+        return index + 1 == self._plan.spec.num_hidden_layers
 
     def _written_experts(self, index: int, write: Write | None) -> Iterator[Expert]:
         names, prefix = ExpertNames(), f"model.layers.{index}."

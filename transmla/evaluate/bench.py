@@ -12,19 +12,16 @@ from statistics import median
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Int
 from torch import Tensor
 
-from transmla import __version__
-from transmla.checkpoint.source import Source, open_source
+from transmla.checkpoint.source import Source
 from transmla.config import BenchRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.bench_report import BenchCell, BenchModel, BenchReport, paired_speedup
 from transmla.evaluate.contenders import Contender, Turns, enter, take_turns
-from transmla.evaluate.models import check_comparable, load_model, read_config
-from transmla.evaluate.report import Versions
+from transmla.evaluate.models import check_comparable, find_models, load_model, loaded_versions, read_config
 from transmla.evaluate.timing import run_prompt
 from transmla.progress import Progress, Silent
 
@@ -38,7 +35,7 @@ def bench(request: BenchRequest, *, progress: Progress | None = None) -> BenchRe
     progress = progress or Silent()
     device = choose_device(request.device)
     contexts, batch_sizes = sorted(set(request.contexts)), sorted(set(request.batch_sizes))
-    found = _find_models(request, contexts)
+    found = _find_comparable(request, contexts)
     dtype = settle_dtype(request.dtype, found[0])
     contenders = [
         contender for model in found for contender in enter(model.name, load_model(model, dtype=dtype, device=device))
@@ -68,18 +65,17 @@ def bench(request: BenchRequest, *, progress: Progress | None = None) -> BenchRe
         device=str(device),
         machine=describe_machine(device),
         num_threads=torch.get_num_threads(),
-        versions=Versions(transmla=__version__, torch=torch.__version__, transformers=transformers.__version__),
+        versions=loaded_versions(),
     )
 
 
-def _find_models(request: BenchRequest, contexts: Sequence[int]) -> list[Source]:
+def _find_comparable(request: BenchRequest, contexts: Sequence[int]) -> list[Source]:
     if contexts[0] <= request.num_new_tokens:
         raise UsageError(
             f"A context of {contexts[0]} tokens has no room for a prompt and {request.num_new_tokens} new tokens: "
             "raise --contexts, or lower --num-new-tokens."
         )
-    source = open_source(request.source, gguf_file=request.gguf_file, revision=request.revision, token=request.token)
-    found = [source, *(open_source(name, token=request.token) for name in request.converted)]
+    found = find_models(request)
     check_comparable(found, window=contexts[-1], flag="--contexts")
     return found
 

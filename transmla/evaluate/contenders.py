@@ -13,9 +13,10 @@ from typing import Protocol, runtime_checkable
 from transformers import PreTrainedModel
 
 from transmla.evaluate.memory import is_out_of_memory, memory_limit, release_memory
+from transmla.evaluate.models import take_form
 from transmla.evaluate.report import Form
 from transmla.evaluate.timing import Run
-from transmla.modeling import absorb, expand, has_latent_attention
+from transmla.modeling import has_latent_attention
 
 
 @runtime_checkable
@@ -38,7 +39,7 @@ class Contender:
 
     def step_up(self) -> PreTrainedModel:
         """Return the model, in this form."""
-        return absorb(self.model) if self.form == "absorbed" else expand(self.model)
+        return take_form(self.model, self.form)
 
 
 @dataclass

@@ -8,23 +8,21 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import transformers
 from jaxtyping import Int
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from transmla import __version__
 from transmla.calibration.text import load_tokenizer
 from transmla.checkpoint.source import open_source
 from transmla.config import GenerateRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.cache import cached_tensors
-from transmla.evaluate.models import load_model, read_config
-from transmla.evaluate.report import Form, GenerationReport, Versions
+from transmla.evaluate.models import load_model, loaded_versions, read_config, take_form
+from transmla.evaluate.report import Form, GenerationReport
 from transmla.evaluate.streaming import PieceStreamer
-from transmla.modeling import absorb, expand, has_latent_attention
+from transmla.modeling import has_latent_attention
 
 
 def generate(request: GenerateRequest, *, write: Callable[[str], object]) -> GenerationReport:
@@ -43,7 +41,8 @@ def generate(request: GenerateRequest, *, write: Callable[[str], object]) -> Gen
     room = request.max_new_tokens if context is None else min(request.max_new_tokens, context - tokens.shape[1])
 
     model = load_model(found, dtype=request.dtype, device=device)
-    form = choose_form(model, stock=request.stock)
+    form: Form = "absorbed" if has_latent_attention(model) and not request.stock else "stock"
+    take_form(model, form)
     model.generation_config = settle_sampling(request, model.generation_config, max_new_tokens=room)
     pieces: list[str] = []
 
@@ -81,16 +80,8 @@ def generate(request: GenerateRequest, *, write: Callable[[str], object]) -> Gen
         kv_numbers_per_token_layer=numbers,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(device),
-        versions=Versions(transmla=__version__, torch=torch.__version__, transformers=transformers.__version__),
+        versions=loaded_versions(),
     )
-
-
-def choose_form(model: PreTrainedModel, *, stock: bool) -> Form:
-    """Switch a model with latent attention to absorbed decoding, or to stock's if the user wants that."""
-    if not has_latent_attention(model):
-        return "stock"
-    (expand if stock else absorb)(model)
-    return "stock" if stock else "absorbed"
 
 
 def render_prompt(request: GenerateRequest, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> str:

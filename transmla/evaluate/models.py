@@ -6,12 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from transmla import __version__
 from transmla.arch.skeleton import empty_matrices_are_fine
-from transmla.checkpoint.source import Source
+from transmla.checkpoint.source import Source, open_source
+from transmla.config import ComparisonRequest
 from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
-from transmla.modeling import absorb, has_latent_attention
+from transmla.evaluate.report import Form, Versions
+from transmla.modeling import absorb, expand, has_latent_attention
+
+
+def find_models(request: ComparisonRequest) -> list[Source]:
+    """Find the source and then the converted models, and read no weight.
+
+    Raises:
+        TransMLAError: one of them is not there.
+    """
+    source = open_source(request.source, gguf_file=request.gguf_file, revision=request.revision, token=request.token)
+    return [source, *(open_source(name, token=request.token) for name in request.converted)]
 
 
 def check_comparable(models: Sequence[Source], *, window: int, flag: str = "--window") -> None:
@@ -69,6 +83,16 @@ def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrained
     loaded.name_or_path = model.name
     loaded = loaded.to(device).eval()
     return absorb(loaded) if has_latent_attention(loaded) else loaded
+
+
+def take_form(model: PreTrainedModel, form: Form) -> PreTrainedModel:
+    """Switch a model, in place, to one of the forms that it has; return it."""
+    return absorb(model) if form == "absorbed" else expand(model)
+
+
+def loaded_versions() -> Versions:
+    """Return the versions of the libraries that compute."""
+    return Versions(transmla=__version__, torch=torch.__version__, transformers=transformers.__version__)
 
 
 def _load(factory: Any, model: Source, what: str, **options: Any) -> Any:

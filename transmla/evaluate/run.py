@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
-import transformers
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from transmla import __version__
 from transmla.calibration.text import consecutive_windows, load_tokenizer, open_documents
-from transmla.checkpoint.source import Source, open_source
+from transmla.checkpoint.source import Source
 from transmla.config import EvalRequest
 from transmla.device import choose_device
 from transmla.evaluate.cache import measure_cache
-from transmla.evaluate.models import check_comparable, load_model
-from transmla.evaluate.report import DataReport, EvalReport, ModelReport, Versions
+from transmla.evaluate.models import check_comparable, find_models, load_model, loaded_versions
+from transmla.evaluate.report import DataReport, EvalReport, ModelReport
 from transmla.evaluate.scores import Agreement, Loss, measure_agreement, measure_loss
 from transmla.progress import Progress, Silent
 
@@ -35,7 +32,7 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
     """
     progress = progress or Silent()
     device = choose_device(request.device)
-    found, *others = _find_models(request)
+    found, *others = find_models(request)
     check_comparable([found, *others], window=request.window)
     windows = _read_windows(request, found)
 
@@ -60,13 +57,8 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
         data=_describe_data(request.dataset, windows),
         dtype=request.dtype,
         device=str(device),
-        versions=Versions(transmla=__version__, torch=torch.__version__, transformers=transformers.__version__),
+        versions=loaded_versions(),
     )
-
-
-def _find_models(request: EvalRequest) -> list[Source]:
-    source = open_source(request.source, gguf_file=request.gguf_file, revision=request.revision, token=request.token)
-    return [source, *(open_source(name, token=request.token) for name in request.converted)]
 
 
 def _read_windows(request: EvalRequest, source: Source) -> Int[Tensor, "windows window"]:
