@@ -27,7 +27,7 @@ FLOORS = (
 MAY_ONLY_IMPORT = {
     "arch": {"config", "errors"},
     "checkpoint": {"config", "progress", "errors"},
-    "modeling": {"linalg", "errors"},
+    "modeling": {"linalg", "arch", "checkpoint", "errors"},
     "config": {"errors"},
     "linalg": set(),
     "errors": set(),

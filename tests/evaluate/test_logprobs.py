@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from transmla.evaluate.logprobs import model_head, pair_scores, token_nll
+from transmla.evaluate.logprobs import pair_scores, token_nll
+from transmla.modeling.head import model_head
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 12, 1000, None])

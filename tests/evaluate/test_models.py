@@ -2,8 +2,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from transmla.checkpoint.source import open_source
-from transmla.evaluate.models import load_model
 from transmla.modeling.attention import AbsorbedDeepseekV3Attention
+from transmla.modeling.load import load_model
 
 
 def loaded(model, folder):

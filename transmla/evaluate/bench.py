@@ -21,8 +21,9 @@ from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.bench_report import BenchCell, BenchModel, BenchReport, paired_speedup
 from transmla.evaluate.contenders import Contender, Turns, enter, take_turns
-from transmla.evaluate.models import check_comparable, find_models, load_model, loaded_versions, read_config
+from transmla.evaluate.models import check_comparable, find_models, loaded_versions
 from transmla.evaluate.timing import run_prompt
+from transmla.modeling.load import load_model, read_config
 from transmla.progress import Progress, Silent
 
 

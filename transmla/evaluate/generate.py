@@ -19,10 +19,11 @@ from transmla.config import GenerateRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.cache import cached_tensors
-from transmla.evaluate.models import load_model, loaded_versions, read_config, take_form
+from transmla.evaluate.models import loaded_versions, take_form
 from transmla.evaluate.report import Form, GenerationReport
 from transmla.evaluate.streaming import PieceStreamer
 from transmla.modeling import has_latent_attention
+from transmla.modeling.load import load_model, read_config
 
 
 def generate(request: GenerateRequest, *, write: Callable[[str], object]) -> GenerationReport:

@@ -3,23 +3,19 @@
 Idea: the logits of a window are ``window * vocabulary`` numbers, by far the largest tensor of an evaluation, yet each
 position is needed once. So the decoder runs once, and the head on a few positions at a time; two models that are
 compared step through the same positions together.
-
-The head is not only ``lm_head``: Granite divides the logits, Cohere multiplies them, Gemma caps them. All that lives in
-the model's own ``forward``, which therefore runs here, in a shallow copy whose decoder hands through what it is given.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from transmla.modeling.head import model_head
 
 CHUNK_NUMBERS = 2**24
 """Logits that may exist at once for one model: 64 MB in float32."""
@@ -79,25 +75,6 @@ def log_probabilities(
     chunk = chunk or max(1, CHUNK_NUMBERS // model.config.vocab_size)
     for rows, row_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         yield head(rows).float().log_softmax(-1), row_targets
-
-
-def model_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """Return what the model makes of its decoder's output: hidden states to logits. The model stays as it is."""
-    decoder = model.get_decoder()
-    name = next(name for name, child in model.named_children() if child is decoder)
-    headless = copy.copy(model)
-    headless._modules = {**model._modules, name: _HandThrough()}
-
-    def head(hidden: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocab"]:
-        return headless(inputs_embeds=hidden[None], use_cache=False).logits[0]
-
-    return head
-
-
-class _HandThrough(nn.Module):
-    # The kind of output that models with experts read more fields of; the others do not mind.
-    def forward(self, *, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
 
 
 def _nll(logprobs: Float[Tensor, "positions vocab"], targets: Int[Tensor, " positions"]) -> Float[Tensor, " positions"]:

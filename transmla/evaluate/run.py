@@ -18,9 +18,10 @@ from transmla.checkpoint.source import Source
 from transmla.config import EvalRequest
 from transmla.device import choose_device
 from transmla.evaluate.cache import measure_cache
-from transmla.evaluate.models import check_comparable, find_models, load_model, loaded_versions
+from transmla.evaluate.models import check_comparable, find_models, loaded_versions
 from transmla.evaluate.report import DataReport, EvalReport, ModelReport
 from transmla.evaluate.scores import Agreement, Loss, measure_agreement, measure_loss
+from transmla.modeling.load import load_model
 from transmla.progress import Progress, Silent
 
 

@@ -1,0 +1,126 @@
+"""Cross-entropy and divergence from a teacher without ever holding all logits.
+
+The logits of a batch are its tokens times the vocabulary, with their gradient several times over by far the largest
+tensors of a training step, yet each position's are needed once. So a chunk of positions gets its logits, its loss and
+its gradient at once, and only the gradient with respect to hidden states (and to the head, where it is trained) stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+CHUNK_NUMBERS, CPU_CHUNK_NUMBERS = 2**26, 2**23
+"""Logits that exist at once: 256 MB in float32, which keep a GPU busy, or 32 MB."""
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """What a teacher says about the positions of a batch."""
+
+    def divergence(
+        self, logits: Float[Tensor, "positions vocab"], rows: slice, temperature: float
+    ) -> Float[Tensor, ""]:
+        """Return KL(teacher || student) at a temperature, in nats, summed over the positions ``rows``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the loss is put together: (1 - ce_weight) · T² · KL + ce_weight · cross-entropy.
+
+    T² keeps the gradient's size whatever the temperature T (Hinton et al., arXiv:1503.02531, section 2).
+    """
+
+    ce_weight: float
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over positions, in nats: the loss, which has a gradient, and two numbers that have none."""
+
+    loss: Float[Tensor, ""]
+    nll: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+
+
+def chunked_loss(
+    hidden: Float[Tensor, "positions hidden"],
+    head: nn.Linear,
+    labels: Int[Tensor, " positions"],
+    targets: Targets | None,
+    mix: Mix,
+    *,
+    chunk: int | None = None,
+) -> LossSums:
+    """Return the loss of hidden states, as sums over the positions.
+
+    Args:
+        hidden: what the decoder puts out.
+        head: makes logits of it.
+        labels: the token that comes next.
+        targets: what the teacher says of it; without one the loss is cross-entropy alone, and the divergence zero.
+        mix: how the loss is put together.
+        chunk: positions that have their logits at once; by default as many as the device can well have.
+    """
+    if chunk is None:
+        numbers = CPU_CHUNK_NUMBERS if hidden.device.type == "cpu" else CHUNK_NUMBERS
+        chunk = max(1, numbers // len(head.weight))
+    weight = head.weight
+    if torch.is_autocast_enabled(hidden.device.type):
+        # Once, and not for each chunk.
+        weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
+
+    def score(logits: Tensor, rows: slice) -> Tensor:
+        logits = logits.float()
+        nll = nn.functional.cross_entropy(logits, labels[rows], reduction="sum")
+        if targets is None:
+            return torch.stack([nll, nll.detach(), torch.zeros_like(nll)])
+        kl = targets.divergence(logits, rows, mix.temperature)
+        loss = (1 - mix.ce_weight) * mix.temperature**2 * kl
+        if mix.ce_weight:
+            loss = loss + mix.ce_weight * nll
+        return torch.stack([loss, nll.detach(), kl.detach()])
+
+    loss, nll, kl = _Chunked.apply(hidden, weight, score, chunk).unbind()
+    return LossSums(loss, nll.detach(), kl.detach())
+
+
+class _Chunked(torch.autograd.Function):
+    """Sums of a score over chunks of positions; the gradient is that of the first one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, score: Callable[[Tensor, slice], Tensor], chunk: int
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[:2]
+        gradients = [torch.zeros_like(tensor) if want else None for tensor, want in zip((hidden, weight), wanted)]
+        sums = torch.zeros(3, device=hidden.device)
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            with torch.set_grad_enabled(any(wanted)):
+                part = hidden[rows].detach().requires_grad_(wanted[0])
+                head = weight.detach().requires_grad_(wanted[1])
+                some = score(linear(part, head), rows)
+            sums += some.detach()
+            if any(wanted):
+                inputs = [tensor for tensor, want in zip((part, head), wanted) if want]
+                found = iter(torch.autograd.grad(some[0], inputs))
+                if wanted[0]:
+                    gradients[0][rows] = next(found)
+                if wanted[1]:
+                    gradients[1] += next(found)
+        ctx.save_for_backward(*gradients)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden, weight = (None if saved is None else saved * gradient[0] for saved in ctx.saved_tensors)
+        return hidden, weight, None, None

@@ -1,0 +1,113 @@
+"""Who the student learns from: the source model itself, or what of its logits was written down once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from transmla.modeling.head import model_head
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says about one batch.
+
+    Attributes:
+        targets: about the tokens that come next, at the positions that count.
+        attention: what each layer's attention puts out, if that is to be matched.
+    """
+
+    targets: FullTargets | TopTargets
+    attention: tuple[Float[Tensor, "batch window hidden"], ...] = ()
+
+
+class Teacher:
+    """A model that says what it thinks of each batch; it is not trained, and may be on another device."""
+
+    def __init__(self, model: PreTrainedModel, *, match_attention: bool = False) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.head = model_head(model)
+        self._recorder = AttentionRecorder(model) if match_attention else None
+
+    @property
+    def stream_eps(self) -> float:
+        """Return eps of the norms, by which residual streams of different scale are told."""
+        return self.model.config.get_text_config().rms_norm_eps
+
+    @torch.no_grad()
+    def teach(
+        self,
+        input_ids: Int[Tensor, "batch window"],
+        position_ids: Int[Tensor, "batch window"],
+        counted: Bool[Tensor, "batch window-1"],
+    ) -> Lesson:
+        """Read a batch; ``counted`` marks the positions whose next token is to be learnt."""
+        device = self.model.device
+        hidden = self.model.get_decoder()(
+            input_ids=input_ids.to(device), position_ids=position_ids.to(device), use_cache=False
+        ).last_hidden_state
+        rows = hidden[:, :-1][counted.to(device)]
+        attention = self._recorder.take() if self._recorder else ()
+        return Lesson(FullTargets(rows, self.head, input_ids.device), tuple(x.to(input_ids.device) for x in attention))
+
+
+@dataclass(frozen=True)
+class FullTargets:
+    """Every probability, computed from the teacher's hidden states when a chunk of positions needs them."""
+
+    hidden: Float[Tensor, "positions hidden"]
+    head: Callable[[Tensor], Tensor]
+    device: torch.device
+
+    def divergence(
+        self, logits: Float[Tensor, "positions vocab"], rows: slice, temperature: float
+    ) -> Float[Tensor, ""]:
+        """Return KL(teacher || student), summed over ``rows``."""
+        with torch.no_grad():
+            teacher = (self.head(self.hidden[rows]).to(self.device).float() / temperature).log_softmax(-1)
+        student = (logits / temperature).log_softmax(-1)
+        return torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+@dataclass(frozen=True)
+class TopTargets:
+    """The largest probabilities, and one number for all the others together."""
+
+    logprobs: Float[Tensor, "positions top"]
+    tokens: Int[Tensor, "positions top"]
+
+    def divergence(
+        self, logits: Float[Tensor, "positions vocab"], rows: slice, temperature: float
+    ) -> Float[Tensor, ""]:
+        """Return the divergence between both distributions over the top tokens and the rest, summed over ``rows``.
+
+        It is never larger than that over all tokens. ``logprobs`` are of the same temperature.
+        """
+        top = self.logprobs[rows].float()
+        student = (logits / temperature).log_softmax(-1).gather(-1, self.tokens[rows].long())
+        rest, student_rest = _log_rest(top), _log_rest(student)
+        return (top.exp() * (top - student)).sum() + (rest.exp() * (rest - student_rest)).sum()
+
+
+def _log_rest(logprobs: Float[Tensor, "positions top"]) -> Float[Tensor, " positions"]:
+    """Return the logarithm of what some probabilities leave of one, which rounding must not make negative."""
+    return torch.log1p(-logprobs.exp().sum(-1).clamp_max(1 - 1e-6))
+
+
+class AttentionRecorder:
+    """Notes what each layer's attention puts out."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._outputs: list[Tensor] = []
+        for layer in model.get_decoder().layers:
+            layer.self_attn.register_forward_hook(lambda module, given, output: self._outputs.append(output[0]))
+
+    def take(self) -> tuple[Tensor, ...]:
+        """Return what has been noted since the last time."""
+        outputs, self._outputs = tuple(self._outputs), []
+        return outputs
