@@ -31,3 +31,7 @@ class DataError(TransMLAError):
 
 class OutputError(TransMLAError):
     """An output folder that cannot be written, or must not be."""
+
+
+class TrainingError(TransMLAError):
+    """A training whose numbers went wrong."""

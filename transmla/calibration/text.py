@@ -18,15 +18,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from transmla.calibration.rows import has_rows, open_rows
 from transmla.checkpoint.source import Source
 from transmla.errors import CheckpointError, DataError
 
 PIECE_CHARACTERS = 100_000
 POOL_FACTOR = 16
 
-_ROW_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_FILE_SUFFIXES = {*_ROW_BUILDERS, ".txt", ".utf8", ".md"}
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[^:]*){0,2}")
 _WORD_BORDER = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")
 
 
@@ -54,17 +52,7 @@ def open_documents(dataset: str, *, text_column: str | None = None) -> Iterator[
     Raises:
         DataError: nothing there, not readable, not text, or no column to take the text from.
     """
-    path = Path(dataset).expanduser()
-    builder = _ROW_BUILDERS.get(path.suffix.lower())
-    if path.is_dir():
-        raise DataError(f"{dataset} is a folder: pass one text, JSONL or parquet file.")
-    if path.is_file():
-        pieces = _rows(dataset, text_column, builder, data_files=str(path)) if builder else _text_file(path)
-    elif path.suffix.lower() in _FILE_SUFFIXES or not _HUB_NAME.fullmatch(dataset):
-        raise DataError(f"There is no file {dataset}: pass a text, JSONL or parquet file, or name[:config[:split]].")
-    else:
-        name, config, split = [*dataset.split(":"), "", ""][:3]
-        pieces = _rows(dataset, text_column, name, name=config or None, split=split or "train")
+    pieces = _rows(dataset, text_column) if has_rows(dataset) else read_text(Path(dataset).expanduser())
     first = next(pieces, None)
     if first is None:
         raise DataError(f"{dataset} holds no text: pass a data set that does.")
@@ -131,7 +119,12 @@ def mixed_windows(
     return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
 
 
-def _text_file(path: Path) -> Iterator[str]:
+def read_text(path: Path) -> Iterator[str]:
+    """Yield a text file piece by piece.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8 text.
+    """
     # Read by length, not by line: the data set library's text reader would hold a text without line ends at once.
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -145,28 +138,24 @@ def _text_file(path: Path) -> Iterator[str]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _rows(
-    dataset: str, text_column: str | None, builder: str, *, split: str = "train", **options: Any
-) -> Iterator[str]:
-    import datasets
-
-    # Streaming: nothing is copied into the cache folder, and only what is used is read.
-    try:
-        rows = datasets.load_dataset(builder, split=split, streaming=True, **options)
-        column, separator = None, ""
-        for row in rows:
-            column = column or _choose_column(dataset, row, text_column)
-            text = row[column]
-            if not isinstance(text, str | None):
-                raise DataError(f"Column {column!r} of {dataset} holds {type(text).__name__}, not text.")
-            if text:
-                yield separator + text
-                separator = "\n\n"
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"The data set {dataset} cannot be read: {' '.join(str(error).split())}") from None
+def _rows(dataset: str, text_column: str | None) -> Iterator[str]:
+    column, separator = None, ""
+    for row in open_rows(dataset):
+        column = column or choose_column(dataset, row, text_column)
+        text = row[column]
+        if not isinstance(text, str | None):
+            raise DataError(f"Column {column!r} of {dataset} holds {type(text).__name__}, not text.")
+        if text:
+            yield separator + text
+            separator = "\n\n"
 
 
-def _choose_column(dataset: str, row: Mapping[str, Any], wanted: str | None) -> str:
+def choose_column(dataset: str, row: Mapping[str, Any], wanted: str | None) -> str:
+    """Return the column that holds the text: the one that is wanted, ``text``, or the only one with text.
+
+    Raises:
+        DataError: there is none.
+    """
     strings = [name for name, value in row.items() if isinstance(value, str)]
     if wanted is None and "text" not in row and len(strings) == 1:
         return strings[0]
@@ -202,13 +191,18 @@ def _border(text: str, start: int, stop: int) -> int:
     return text.rfind("\n", start, stop) + 1 or stop
 
 
+def token_stream(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the tokens of a whole text, without special ones, some at a time."""
+    for piece in _pieces(documents):
+        # Not verbose: a piece is longer than the model's context by intent, and the tokeniser would warn.
+        yield tokenizer(piece, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
 def _first_tokens(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> Int[Tensor, " tokens"]:
     parts, found = [torch.empty(0, dtype=torch.int64)], 0
-    for piece in _pieces(documents):
-        # Not verbose: a piece is longer than the model's context by intent, and the tokeniser would warn.
-        ids = tokenizer(piece, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    for ids in token_stream(documents, tokenizer):
         parts.append(torch.tensor(ids, dtype=torch.int64))
         found += len(ids)
         if limit is not None and found >= limit:

@@ -5,6 +5,7 @@ The work happens in a hidden sibling, ``.<name>.partial``, on the same file syst
     .<name>.partial/lock            held by the one process that writes this output
     .<name>.partial/journal.jsonl   what has been finished, to resume a killed run
     .<name>.partial/model/          becomes the output folder
+    .<name>.partial/work/           what an interrupted run needs besides, and the output does not
     .<name>.partial/replaced/       an output that --overwrite replaces, for the moment between two renames
 """
 
@@ -77,6 +78,7 @@ class Staging:
 
     Attributes:
         folder: Where the files of the output are written.
+        work: Where there may be files that the output does not need.
         journal: What has been finished.
         resumed: Whether finished work of an interrupted run was found, and its files kept.
     """
@@ -97,7 +99,7 @@ class Staging:
         self._output = output_dir.resolve()
         self._overwrite = overwrite
         self._root = staging_folder(output_dir)
-        self.folder = self._root / "model"
+        self.folder, self.work = self._root / "model", self._root / "work"
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
@@ -111,8 +113,9 @@ class Staging:
                     "anew without --resume."
                 )
             if not self.resumed:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.mkdir()
+                for folder in (self.folder, self.work):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir()
                 self.journal.start(identity)
         except OSError as error:
             raise OutputError(f"{self._root} cannot be prepared: {error.strerror}.") from None

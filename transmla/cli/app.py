@@ -11,6 +11,7 @@ from transmla.cli.bench import bench_models
 from transmla.cli.convert import convert_model
 from transmla.cli.errors import guarded
 from transmla.cli.eval import evaluate_models
+from transmla.cli.finetune import finetune_model
 from transmla.cli.generate import generate_text
 from transmla.cli.inspect import inspect_model
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command("inspect")(guarded(inspect_model))
 app.command("convert")(guarded(convert_model))
+app.command("finetune")(guarded(finetune_model))
 app.command("eval")(guarded(evaluate_models))
 app.command("bench")(guarded(bench_models))
 app.command("generate")(guarded(generate_text))

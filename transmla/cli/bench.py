@@ -40,8 +40,9 @@ def bench_models(
     request = BenchRequest.build(recipe=config, flags=locals())
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
+    from transmla.cli.plots import check_plot
     from transmla.evaluate.bench import bench
-    from transmla.evaluate.bench_plot import check_plot, plot_bench
+    from transmla.evaluate.bench_plot import plot_bench
 
     if plot is not None:
         check_plot(plot)

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
+from transmla.cli.tables import facts_table, readable_bytes
 from transmla.config import InspectRequest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def inspect_model(
 
 def inspection_view(inspection: Inspection) -> Group:
     """Lay an inspection out for people, within 80 columns."""
-    from transmla.cli.plan_view import facts_table, left_over_row, readable_bytes
+    from transmla.cli.plan_view import left_over_row
 
     facts = facts_table(inspection.model)
     rows = {

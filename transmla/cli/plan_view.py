@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
 
+from transmla.cli.tables import facts_table, readable_bytes
 from transmla.convert.plan import PlanSummary
 from transmla.convert.report import ConversionReport
-
-
-def facts_table(title: str) -> Table:
-    """Start a table of one fact a row."""
-    table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left", pad_edge=False)
-    table.add_column("", style="bold", no_wrap=True)
-    table.add_column("", overflow="fold")
-    return table
 
 
 def plan_table(plan: PlanSummary) -> Table:
@@ -67,13 +59,3 @@ def report_table(report: ConversionReport) -> Table:
         )
     table.add_row("Time", f"{report.seconds:.0f} s")
     return table
-
-
-def readable_bytes(count: int) -> str:
-    """Write a number of bytes as people do."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

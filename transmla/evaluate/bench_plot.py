@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import cycle
 from pathlib import Path
 
-from transmla.errors import OutputError, UsageError
 from transmla.evaluate.bench_report import BenchReport
 
 _PANELS = (
@@ -15,23 +14,6 @@ _PANELS = (
     ("peak_bytes_decode", "peak memory of decoding, MB", 1e-6),
 )
 _LINE_STYLES = ("-", "--", ":", "-.")
-
-
-def check_plot(path: Path) -> None:
-    """Refuse, before anything is measured, a plot that could not be written.
-
-    Raises:
-        UsageError: matplotlib is missing, or does not write such files.
-        OutputError: there is no folder to write it to.
-    """
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'transmla[plots]', or drop --plot.") from None
-    if path.suffix[1:] not in FigureCanvasBase.filetypes:
-        raise UsageError(f"--plot {path} has no ending of a picture: write .png, .svg or .pdf.")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"There is no folder {path.absolute().parent} to write --plot {path.name} to: create it.")
 
 
 def plot_bench(report: BenchReport, path: Path) -> None:

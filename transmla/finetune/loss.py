@@ -25,9 +25,12 @@ class Targets(Protocol):
     """What a teacher says about the positions of a batch."""
 
     def divergence(
-        self, logits: Float[Tensor, "positions vocab"], rows: slice, temperature: float
+        self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
     ) -> Float[Tensor, ""]:
-        """Return KL(teacher || student) at a temperature, in nats, summed over the positions ``rows``."""
+        """Return KL(teacher || student), in nats, summed over the positions ``rows``.
+
+        ``student`` holds the logarithms of the student's probabilities at the temperature.
+        """
         ...
 
 
@@ -79,11 +82,13 @@ def chunked_loss(
         weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
 
     def score(logits: Tensor, rows: slice) -> Tensor:
-        logits = logits.float()
-        nll = nn.functional.cross_entropy(logits, labels[rows], reduction="sum")
+        student = logits.float().log_softmax(-1)
+        nll = nn.functional.nll_loss(student, labels[rows], reduction="sum")
         if targets is None:
             return torch.stack([nll, nll.detach(), torch.zeros_like(nll)])
-        kl = targets.divergence(logits, rows, mix.temperature)
+        if mix.temperature != 1:
+            student = (logits.float() / mix.temperature).log_softmax(-1)
+        kl = targets.divergence(student, rows, mix.temperature)
         loss = (1 - mix.ce_weight) * mix.temperature**2 * kl
         if mix.ce_weight:
             loss = loss + mix.ce_weight * nll
@@ -100,24 +105,24 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, score: Callable[[Tensor, slice], Tensor], chunk: int
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[:2]
-        gradients = [torch.zeros_like(tensor) if want else None for tensor, want in zip((hidden, weight), wanted)]
+        # Hidden states always have a gradient where the head has one.
+        training, trained_head = ctx.needs_input_grad[:2]
+        gradient = torch.empty_like(hidden) if training else None
         sums = torch.zeros(3, device=hidden.device)
+        head = weight.detach().requires_grad_(trained_head)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            with torch.set_grad_enabled(any(wanted)):
-                part = hidden[rows].detach().requires_grad_(wanted[0])
-                head = weight.detach().requires_grad_(wanted[1])
-                some = score(linear(part, head), rows)
+            part = hidden[rows].detach()
+            if gradient is None:
+                sums += score(linear(part, head), rows)
+                continue
+            with torch.enable_grad():
+                some = score(linear(part.requires_grad_(), head), rows)
+                some[0].backward()
             sums += some.detach()
-            if any(wanted):
-                inputs = [tensor for tensor, want in zip((part, head), wanted) if want]
-                found = iter(torch.autograd.grad(some[0], inputs))
-                if wanted[0]:
-                    gradients[0][rows] = next(found)
-                if wanted[1]:
-                    gradients[1] += next(found)
-        ctx.save_for_backward(*gradients)
+            assert part.grad is not None
+            gradient[rows] = part.grad
+        ctx.save_for_backward(gradient, head.grad)
         return sums
 
     @staticmethod

@@ -40,20 +40,29 @@ class Teacher:
         return self.model.config.get_text_config().rms_norm_eps
 
     @torch.no_grad()
+    def read(
+        self,
+        input_ids: Int[Tensor, "batch window"],
+        position_ids: Int[Tensor, "batch window"],
+        counted: Bool[Tensor, "batch window-1"],
+    ) -> FullTargets:
+        """Read a batch; ``counted`` marks the positions whose next token is to be learnt."""
+        device = self.model.device
+        hidden = self.model.get_decoder()(
+            input_ids=input_ids.to(device), position_ids=position_ids.to(device), use_cache=False
+        ).last_hidden_state
+        return FullTargets(hidden[:, :-1][counted.to(device)], self.head, input_ids.device)
+
     def teach(
         self,
         input_ids: Int[Tensor, "batch window"],
         position_ids: Int[Tensor, "batch window"],
         counted: Bool[Tensor, "batch window-1"],
     ) -> Lesson:
-        """Read a batch; ``counted`` marks the positions whose next token is to be learnt."""
-        device = self.model.device
-        hidden = self.model.get_decoder()(
-            input_ids=input_ids.to(device), position_ids=position_ids.to(device), use_cache=False
-        ).last_hidden_state
-        rows = hidden[:, :-1][counted.to(device)]
+        """Say what there is to learn from a batch."""
+        targets = self.read(input_ids, position_ids, counted)
         attention = self._recorder.take() if self._recorder else ()
-        return Lesson(FullTargets(rows, self.head, input_ids.device), tuple(x.to(input_ids.device) for x in attention))
+        return Lesson(targets, tuple(output.to(input_ids.device) for output in attention))
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,25 @@ class FullTargets:
     device: torch.device
 
     def divergence(
-        self, logits: Float[Tensor, "positions vocab"], rows: slice, temperature: float
+        self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
     ) -> Float[Tensor, ""]:
         """Return KL(teacher || student), summed over ``rows``."""
-        with torch.no_grad():
-            teacher = (self.head(self.hidden[rows]).to(self.device).float() / temperature).log_softmax(-1)
-        student = (logits / temperature).log_softmax(-1)
-        return torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+        teacher = self._logprobs(rows, temperature)
+        probability = teacher.exp()
+        # A product of two vectors makes no third one of that size.
+        return torch.dot(probability.flatten(), (teacher - student).flatten())
+
+    def top(
+        self, rows: slice, count: int, temperature: float
+    ) -> tuple[Float[Tensor, "positions top"], Int[Tensor, "positions top"]]:
+        """Return the largest probabilities' logarithms, and their tokens."""
+        logprobs, tokens = self._logprobs(rows, temperature).topk(count)
+        return logprobs, tokens
+
+    @torch.no_grad()
+    def _logprobs(self, rows: slice, temperature: float) -> Float[Tensor, "positions vocab"]:
+        logits = self.head(self.hidden[rows]).to(self.device).float()
+        return (logits / temperature if temperature != 1 else logits).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -82,16 +103,16 @@ class TopTargets:
     tokens: Int[Tensor, "positions top"]
 
     def divergence(
-        self, logits: Float[Tensor, "positions vocab"], rows: slice, temperature: float
+        self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
     ) -> Float[Tensor, ""]:
         """Return the divergence between both distributions over the top tokens and the rest, summed over ``rows``.
 
         It is never larger than that over all tokens. ``logprobs`` are of the same temperature.
         """
         top = self.logprobs[rows].float()
-        student = (logits / temperature).log_softmax(-1).gather(-1, self.tokens[rows].long())
-        rest, student_rest = _log_rest(top), _log_rest(student)
-        return (top.exp() * (top - student)).sum() + (rest.exp() * (rest - student_rest)).sum()
+        same = student.gather(-1, self.tokens[rows].long())
+        rest, student_rest = _log_rest(top), _log_rest(same)
+        return (top.exp() * (top - same)).sum() + (rest.exp() * (rest - student_rest)).sum()
 
 
 def _log_rest(logprobs: Float[Tensor, "positions top"]) -> Float[Tensor, " positions"]:

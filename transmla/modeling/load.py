@@ -13,8 +13,12 @@ from transmla.errors import CheckpointError, UnsupportedModelError
 from transmla.modeling.exchange import absorb, has_latent_attention
 
 
-def read_config(model: Source) -> PreTrainedConfig:
+def read_config(model: Source, *, computed: bool = True) -> PreTrainedConfig:
     """Read the config of a model's language part.
+
+    Args:
+        model: the model.
+        computed: whether transformers is to compute it as it is.
 
     Raises:
         CheckpointError: it is missing, or cannot be read.
@@ -22,7 +26,7 @@ def read_config(model: Source) -> PreTrainedConfig:
     """
     config = _load(AutoConfig, model, "config").get_text_config()
     # Transformers has its own eps for the latent norm, and would give garbage without a word.
-    if config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3:
+    if computed and config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3:
         raise UnsupportedModelError(
             f"{model.name} was converted with --profile quantizable, which transformers cannot compute "
             f"(rms_norm_eps {config.rms_norm_eps:g}): take the portable profile of the same conversion."

@@ -1,11 +1,15 @@
-"""Weights as training wants them: latents of ordinary size, and no norm in their way.
+"""Weights as training wants them: no neutralised norm in their way, and factors of like size.
 
-A neutralised latent norm (ENGINES.md, facts 1 and 2) needs rows of about 1e-6, which the first step of an optimiser
-would destroy. :func:`make_plain` writes the rows large and puts a constant where the norm stood; the residual stream of
-the quantizable profile, a thousand times as large as the portable one's, shrinks as well. All of it goes by powers of
-two, so that :meth:`PlainFactors.native` gives back the very bits that came in, as long as nothing was trained.
+A converted checkpoint is written for engines. Its latent rows are about 1e-6, so that a norm does nothing to them
+(ENGINES.md, facts 1 and 2); undone, they are ten, and the up-projections behind them a thousandth, because tokens were
+made white. An optimiser whose steps are as large everywhere would destroy the small ones. But a diagonal matrix between
+two factors is free: U c = (U D) (D⁻¹ c). So :func:`make_plain` puts a constant where each neutralised norm stood, and
+chooses these matrices such that rows and the columns that meet them are equally large: latents and up-projections,
+queries and keys, values and outputs. The residual stream of the quantizable profile, a thousand times the portable
+one's, shrinks too.
 
-A norm that does something (``--latent-norm live``, DeepSeek's own models) stays, and is trained.
+All of it goes by powers of two, so that :meth:`PlainFactors.native` gives back the very bits that came in, as long as
+nothing was trained. A norm that does something (``--latent-norm live``, DeepSeek's own models) stays, and is trained.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmla.modeling.exchange import has_latent_attention
@@ -26,8 +31,9 @@ _EPS = 1e-6
 _NEUTRAL = 0.05
 # What a projection may grow, in powers of two, before its norm's weight does.
 _SLACK = 0.01
+# Each factor meets several others, so balancing takes some rounds.
+_ROUNDS = 4
 
-_PROJECTIONS = {"kv_a_layernorm": "kv_a_proj_with_mqa", "q_a_layernorm": "q_a_proj"}
 _ADDING_TO_STREAM = ("embed_tokens.weight", "o_proj.weight", "o_proj.bias", "down_proj.weight", "experts.down_proj")
 
 
@@ -44,24 +50,29 @@ class FixedScale(nn.Module):
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Powers of two by which the rows and the columns of a projection have been multiplied."""
+
+    rows: Float[Tensor, " out"]
+    columns: Float[Tensor, " in"]
+
+
+@dataclass(frozen=True)
 class TakenOut:
     """A norm that has been taken out.
 
     Attributes:
-        attention: name of the attention module.
-        norm, projection: names inside it.
-        weight: each number of the norm's weight.
-        power: what the rows have been multiplied by.
-        rank: number of those rows.
-        gain: largest weight of the norm on the layer's input.
-        size: what :func:`_size` said of the plain rows.
+        norm, projection, input_norm: names of the modules; the last one is the norm on the layer's input.
+        weight: each number of its weight.
+        rank: number of rows of the projection that it stood behind.
+        gain: largest weight of the norm on the input.
+        size: what :func:`_size` said of the native rows.
     """
 
-    attention: str
     norm: str
     projection: str
+    input_norm: str
     weight: float
-    power: float
     rank: int
     gain: float
     size: float
@@ -73,10 +84,12 @@ class PlainFactors:
 
     Attributes:
         stream: what everything that adds to the residual stream has been divided by.
+        scales: of projections, by name.
         norms: the latent norms that have been taken out.
     """
 
     stream: float
+    scales: Mapping[str, Scale]
     norms: tuple[TakenOut, ...]
 
     def native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,24 +101,29 @@ class PlainFactors:
         Args:
             state: weights by name, all of a model's or some of them.
         """
-        native = {
-            name: tensor.float() * self.stream if name.endswith(_ADDING_TO_STREAM) else tensor.float()
-            for name, tensor in state.items()
-        }
+        native = {name: self._unscaled(name, tensor.float()) for name, tensor in state.items()}
         for out in self.norms:
-            weight, bias = (f"{out.attention}.{out.projection}.{part}" for part in ("weight", "bias"))
+            weight, bias = (f"{out.projection}.{part}" for part in ("weight", "bias"))
             if weight not in native:
                 continue
-            layer = out.attention.rpartition(".")[0]
-            gain = _gain(native.get(f"{layer}.input_layernorm.weight"), out.gain)
+            gain = _gain(native.get(f"{out.input_norm}.weight"), out.gain)
             growth = _size(native[weight], native.get(bias), out.rank, gain) / out.size if out.size else 1.0
             larger = 2.0 ** math.ceil(math.log2(max(1.0, growth)) - _SLACK)
             for name in (weight, bias):
                 if name in native:
                     rows, others = native[name].tensor_split([out.rank])
-                    native[name] = torch.cat([rows / (out.power * larger), others])
-            native[f"{out.attention}.{out.norm}.weight"] = native[weight].new_full((out.rank,), out.weight * larger)
+                    native[name] = torch.cat([rows / larger, others])
+            native[f"{out.norm}.weight"] = native[weight].new_full((out.rank,), out.weight * larger)
         return native
+
+    def _unscaled(self, name: str, tensor: Tensor) -> Tensor:
+        if name.endswith(_ADDING_TO_STREAM):
+            tensor = tensor * self.stream
+        module, _, part = name.rpartition(".")
+        if (scale := self.scales.get(module)) is None:
+            return tensor
+        rows, columns = scale.rows.to(tensor.device), scale.columns.to(tensor.device)
+        return tensor / rows if part == "bias" else tensor / rows[:, None] / columns
 
 
 @torch.no_grad()
@@ -124,36 +142,117 @@ def make_plain(model: Any) -> PlainFactors:
         for module in model.modules():
             if getattr(module, "variance_epsilon", None) == eps:
                 module.variance_epsilon = eps / stream**2
-    norms = []
+    scales: dict[str, Scale] = {}
+    norms: list[TakenOut] = []
     layer: Any
     for name, layer in model.named_modules():
         attention = getattr(layer, "self_attn", None)
-        if attention is None or not has_latent_attention(attention):
-            continue
-        gain = _gain(layer.input_layernorm.weight, 1.0)
-        for norm, projection in _PROJECTIONS.items():
-            if getattr(attention, norm, None) is not None:
-                out = _take_out(attention, f"{name}.self_attn", norm, projection, eps=eps, gain=gain)
-                norms += [out] if out else []
-    return PlainFactors(stream, tuple(norms))
+        if attention is not None and has_latent_attention(attention):
+            factors = _Factors(attention)
+            norms += factors.take_out_norms(name, eps=eps, gain=_gain(layer.input_layernorm.weight, 1.0))
+            for _ in range(_ROUNDS):
+                factors.balance()
+            scales |= {f"{name}.self_attn.{projection}": scale for projection, scale in factors.scales.items()}
+    return PlainFactors(stream, scales, tuple(norms))
 
 
-def _take_out(attention: Any, path: str, norm: str, projection: str, *, eps: float, gain: float) -> TakenOut | None:
-    weight: Tensor = getattr(attention, norm).weight
-    linear: nn.Linear = getattr(attention, projection)
-    rank = len(weight)
-    rows = linear.weight[:rank]
-    latent_square = rows.float().square().sum().item() * gain**2 / rank
-    if weight.min() != weight.max() or latent_square > _NEUTRAL * eps:
-        return None
-    scale = weight[0].item() / math.sqrt(eps)
-    power = 2.0 ** round(math.log2(scale))
-    rows.mul_(power)
-    if linear.bias is not None:
-        linear.bias[:rank].mul_(power)
-    attention.set_submodule(norm, FixedScale(scale / power))
-    size = _size(linear.weight, linear.bias, rank, gain)
-    return TakenOut(path, norm, projection, weight[0].item(), power, rank, gain, size)
+class _Factors:
+    """The projections of one attention module, and what they have been multiplied by."""
+
+    def __init__(self, attention: Any) -> None:
+        self.attention = attention
+        self.query = "q_proj" if attention.q_lora_rank is None else "q_b_proj"
+        names = [self.query, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+        self.projections: dict[str, nn.Linear] = {
+            name: getattr(attention, name) for name in (*names, *(["q_a_proj"] if attention.q_lora_rank else []))
+        }
+        self.scales = {
+            name: Scale(linear.weight.new_ones(linear.weight.shape[0]), linear.weight.new_ones(linear.weight.shape[1]))
+            for name, linear in self.projections.items()
+        }
+        # Norms, by the projection that they stand behind, that do something.
+        self.norms = {"kv_a_proj_with_mqa": "kv_a_layernorm", "q_a_proj": "q_a_layernorm"}
+
+    def take_out_norms(self, layer: str, *, eps: float, gain: float) -> list[TakenOut]:
+        """Replace the norms that are neutralised by constants near 1."""
+        taken = []
+        for projection, norm in list(self.norms.items()):
+            if projection not in self.projections:
+                continue
+            weight, linear = getattr(self.attention, norm).weight, self.projections[projection]
+            rank = len(weight)
+            latent_square = linear.weight[:rank].float().square().sum().item() * gain**2 / rank
+            if weight.min() != weight.max() or latent_square > _NEUTRAL * eps:
+                continue
+            size = _size(linear.weight, linear.bias, rank, gain)
+            path = f"{layer}.self_attn"
+            taken.append(
+                TakenOut(
+                    norm=f"{path}.{norm}",
+                    projection=f"{path}.{projection}",
+                    input_norm=f"{layer}.input_layernorm",
+                    weight=weight[0].item(),
+                    rank=rank,
+                    gain=gain,
+                    size=size,
+                )
+            )
+            scale = weight[0].item() / math.sqrt(eps)
+            power = 2.0 ** round(math.log2(scale))
+            self.attention.set_submodule(norm, FixedScale(scale / power))
+            self._multiply_rows(projection, slice(0, rank), weight.new_full((rank,), power))
+            del self.norms[projection]
+        return taken
+
+    def balance(self) -> None:
+        """Make rows as large as the columns, or rows, that they meet."""
+        attention, query, down, up, output = self.attention, self.query, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"
+        rank, nope, value = attention.kv_lora_rank, attention.qk_nope_head_dim, attention.v_head_dim
+        rope_rows = slice(rank, None)
+        if down not in self.norms:
+            self._balance_rows(down, slice(0, rank), up)
+        if "q_a_proj" in self.projections and "q_a_proj" not in self.norms:
+            self._balance_rows("q_a_proj", slice(None), query)
+        up_rows = torch.arange(len(self.projections[up].weight)).unflatten(0, (-1, nope + value))
+        query_rows = torch.arange(len(self.projections[query].weight)).unflatten(0, (len(up_rows), -1))
+        # Non-rotary queries and keys; values and outputs.
+        keys, queries = up_rows[:, :nope].flatten(), query_rows[:, :nope].flatten()
+        factor = _evening(self._row_sizes(up)[keys], self._row_sizes(query)[queries])
+        self._multiply_rows(up, keys, factor)
+        self._multiply_rows(query, queries, 1 / factor)
+        self._balance_rows(up, up_rows[:, nope:].flatten(), output)
+        # A rotation mixes two rows, so all rotary ones share a factor.
+        queries = query_rows[:, nope:].flatten()
+        sizes = [
+            self._row_sizes(name)[rows].square().mean().sqrt() for name, rows in ((down, rope_rows), (query, queries))
+        ]
+        factor = _evening(*sizes)
+        self._multiply_rows(down, rope_rows, factor.expand(len(self.projections[down].weight) - rank))
+        self._multiply_rows(query, queries, 1 / factor.expand(len(queries)))
+
+    def _balance_rows(self, left: str, rows: slice | Tensor, right: str) -> None:
+        """Even out some rows of one projection and all columns of the one behind it."""
+        columns = self.projections[right].weight.float().square().mean(0).sqrt()
+        factor = _evening(self._row_sizes(left)[rows], columns)
+        self._multiply_rows(left, rows, factor)
+        self.projections[right].weight.div_(factor)
+        self.scales[right].columns.div_(factor)
+
+    def _row_sizes(self, name: str) -> Float[Tensor, " out"]:
+        return self.projections[name].weight.float().square().mean(1).sqrt()
+
+    def _multiply_rows(self, name: str, rows: slice | Tensor, factor: Float[Tensor, " rows"]) -> None:
+        linear, scale = self.projections[name], self.scales[name]
+        linear.weight[rows] = linear.weight[rows] * factor[:, None].to(linear.weight.dtype)
+        if linear.bias is not None:
+            linear.bias[rows] = linear.bias[rows] * factor.to(linear.bias.dtype)
+        scale.rows[rows] = scale.rows[rows] * factor.to(scale.rows.dtype)
+
+
+def _evening(left: Tensor, right: Tensor) -> Tensor:
+    """Return the powers of two which, times the left and under the right, make both as equal as they can be."""
+    factor = 2.0 ** (right / left).sqrt().log2().round()
+    return torch.where((left > 0) & (right > 0), factor, 1.0)
 
 
 def _gain(norm: Tensor | None, otherwise: float) -> float:
@@ -165,4 +264,5 @@ def _size(weight: Tensor, bias: Tensor | None, rank: int, gain: float) -> float:
     rows = weight[:rank].float() * (gain * math.sqrt(weight.shape[1]))
     if bias is not None:
         rows = torch.cat([rows, bias[:rank, None].float()], dim=1)
-    return math.sqrt(max(0.0, torch.linalg.eigvalsh(rows @ rows.mT)[-1].item()))
+    # In float64, for tiny rows squared are below what float32 holds.
+    return math.sqrt(max(0.0, torch.linalg.eigvalsh(rows.double() @ rows.double().mT)[-1].item()))

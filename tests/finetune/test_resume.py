@@ -1,0 +1,162 @@
+"""Nothing is lost: a killed run goes on where it was, and what lies there meanwhile is whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.finetune.conftest import SHORT, loads, weights
+from transmla.finetune.trainer import FinetuneTrainer, Watcher
+
+FLAGS = "--max-steps 10 --eval-steps 3"
+
+
+def report_of(folder):
+    return json.loads((folder / "transmla_finetune.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cli, converted, calibration_text, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
+    assert cli(*arguments).exit_code == 0
+    return output
+
+
+def checkpoints(output: Path) -> list[Path]:
+    return sorted((output.with_name(f".{output.name}.partial") / "work").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("step", [4, 6, 8])
+def test_an_interrupted_run_goes_on(cli, converted, calibration_text, undisturbed, tmp_path, monkeypatch, step):
+    output = tmp_path / "out"
+    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
+
+    def interrupt(self, args, state, control, **_):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
+        result = cli(*arguments)
+    assert result.exit_code == 130
+    assert "Continue with --resume." in result.stderr
+    assert not output.exists()
+    assert checkpoints(output)
+    assert all(loads(folder) for folder in checkpoints(output))
+
+    assert cli(*arguments, "--resume").exit_code == 0
+    first, second = weights(undisturbed), weights(output)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-8)
+    one, other = report_of(undisturbed), report_of(output)
+    assert [point["step"] for point in other["heldout"]] == [point["step"] for point in one["heldout"]]
+    for a, b in zip(one["heldout"], other["heldout"], strict=True):
+        assert a["nll"] == pytest.approx(b["nll"], rel=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.15, 0.4])
+def test_a_killed_process_goes_on(converted, calibration_text, undisturbed, tmp_path, seconds):
+    """SIGKILL, some time after the first checkpoint has appeared."""
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "transmla", "finetune", converted, output, "--dataset", calibration_text]
+    command += [*SHORT.split(), *FLAGS.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not checkpoints(output):
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+    assert not output.exists() or process.returncode == 0
+    for folder in checkpoints(output):
+        assert loads(folder)
+    if output.exists():
+        pytest.skip("it was done before it could be killed")
+
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert report_of(output)["heldout"][-1]["nll"] == pytest.approx(
+        report_of(undisturbed)["heldout"][-1]["nll"], rel=1e-6
+    )
+
+
+def test_without_resume_it_starts_anew(cli, converted, calibration_text, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
+
+    def interrupt(self, args, state, control, **_):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
+        assert cli(*arguments).exit_code == 130
+    assert cli(*arguments, "--max-steps", 2).exit_code == 0
+    assert [point["step"] for point in report_of(output)["heldout"]] == [0, 2]
+
+
+def test_other_settings_do_not_go_on(cli, converted, calibration_text, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
+
+    def interrupt(self, args, state, control, **_):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
+        assert cli(*arguments).exit_code == 130
+    result = cli(*arguments, "--resume", "--seed", 3)
+    assert result.exit_code == 1
+    assert "another source, text or settings" in result.stderr
+    assert checkpoints(output)
+
+
+def test_a_gradient_that_is_not_finite_stops(cli, converted, calibration_text, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    original = FinetuneTrainer.compute_loss
+
+    def spoiled(self, *arguments, **options):
+        loss = original(self, *arguments, **options)
+        return loss * math.nan if self.state.global_step == 5 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "compute_loss", spoiled)
+        result = cli("finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split())
+    assert result.exit_code == 1
+    assert "not finite in step 6" in result.stderr
+    assert not output.exists()
+    last = checkpoints(output)[-1]
+    assert last.name == "checkpoint-5"
+    assert loads(last)
+
+
+def test_the_best_and_the_newest_are_kept(cli, converted, calibration_text, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    original = FinetuneTrainer.evaluate
+
+    def worse_and_worse(self, *arguments, **options):
+        metrics = original(self, *arguments, **options)
+        metrics["eval_loss"] = float(self.state.global_step)
+        return metrics
+
+    def interrupt(self, args, state, control, **_):
+        if state.global_step == 9:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "evaluate", worse_and_worse)
+        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
+        arguments = [*SHORT.split(), "--max-steps", 10, "--eval-steps", 2]
+        assert cli("finetune", converted, output, "--dataset", calibration_text, *arguments).exit_code == 130
+    assert [path.name for path in checkpoints(output)] == ["checkpoint-2", "checkpoint-8"]

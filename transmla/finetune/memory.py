@@ -1,0 +1,159 @@
+"""How much memory a training takes on each device, before anything is loaded.
+
+Weights, gradients and the optimiser's state are counted. What the layers keep for the backward pass depends on the code
+of Transformers and on what is trained, so the code is run: on fake tensors, which have sizes and no memory, one layer
+and then two, for the difference is what each layer adds. Fused attention is taken for granted, and fused AdamW.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig
+
+from transmla.arch.skeleton import empty_matrices_are_fine
+from transmla.finetune.adapters import add_adapters
+from transmla.finetune.loss import CHUNK_NUMBERS, CPU_CHUNK_NUMBERS
+from transmla.finetune.student import choose_trained
+from transmla.modeling.exchange import absorb
+
+_FULL, _HALF = 4, 2
+# Logits of the student and the teacher, their logarithms, gradients, and what softmax makes on the way.
+_TENSORS_OF_A_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What memory depends on, besides the model.
+
+    Attributes:
+        train: attention, all or lora.
+        lora_rank: of lora.
+        batch_size: sequences at once.
+        window: tokens of each.
+        bf16: products in bfloat16; what is not trained is held in it.
+        checkpointing: only the inputs of layers are kept.
+        on_cpu: smaller chunks of logits.
+    """
+
+    train: str
+    lora_rank: int
+    batch_size: int
+    window: int
+    bf16: bool
+    checkpointing: bool
+    on_cpu: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, where weights are not sharded.
+
+    Attributes:
+        num_trained: weights that are trained.
+        frozen, trained: the two kinds of weights.
+        optimiser: two moments of each trained weight.
+        gradients: of each trained weight.
+        activations: kept for the backward pass, and a chunk of logits.
+        teacher: weights of the teacher, if it is in memory.
+    """
+
+    num_trained: int
+    frozen: int
+    trained: int
+    optimiser: int
+    gradients: int
+    activations: int
+    teacher: int
+
+    @property
+    def peak(self) -> int:
+        """Return the most at once: activations are gone when all gradients are there."""
+        held = self.frozen + self.trained + self.optimiser + self.teacher
+        return held + max(self.activations, self.gradients)
+
+
+def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes: int = 0) -> Memory:
+    """Return what one device needs.
+
+    Args:
+        config: of the model that is trained.
+        setting: how.
+        teacher_bytes: weights of the teacher, where it is on the same device.
+    """
+    one, two = (_count(config, setting, layers) for layers in (1, 2))
+    layers = config.num_hidden_layers
+
+    def total(name: str) -> int:
+        first, both = getattr(one, name), getattr(two, name)
+        return first + (layers - 1) * (both - first)
+
+    tokens = setting.batch_size * setting.window
+    width = _HALF if setting.bf16 else _FULL
+    if setting.checkpointing:
+        activations = layers * tokens * config.hidden_size * width + two.activations - one.activations
+    else:
+        activations = total("activations")
+    # The hidden states behind the last norm, those that count among them, and their gradient.
+    activations += 3 * tokens * config.hidden_size * width
+    chunk = CPU_CHUNK_NUMBERS if setting.on_cpu else CHUNK_NUMBERS
+    activations += _TENSORS_OF_A_CHUNK * _FULL * min(chunk, tokens * config.vocab_size)
+    trained = total("num_trained")
+    return Memory(
+        num_trained=trained,
+        frozen=(total("num_parameters") - trained) * width,
+        trained=trained * _FULL,
+        optimiser=2 * trained * _FULL,
+        gradients=trained * _FULL,
+        activations=activations,
+        teacher=teacher_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    num_parameters: int
+    num_trained: int
+    activations: int
+
+
+def _count(config: PreTrainedConfig, setting: Setting, layers: int) -> _Counts:
+    """Run the decoder with so many of the last kind of layers."""
+    dense = config.first_k_dense_replace >= config.num_hidden_layers
+    config = DeepseekV3Config.from_dict(copy.deepcopy(config.to_dict()))
+    config.num_hidden_layers, config.first_k_dense_replace = layers, layers if dense else 0
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"), empty_matrices_are_fine():
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        if setting.train == "lora":
+            add_adapters(model, rank=setting.lora_rank, alpha=setting.lora_rank)
+        else:
+            choose_trained(model, everything=setting.train == "all")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = absorb(model).to_empty(device="cpu").train()
+        parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        tokens = torch.zeros(setting.batch_size, setting.window, dtype=torch.int64)
+        cast = torch.autocast("cpu", torch.bfloat16) if setting.bf16 else nullcontext()
+        with saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+            output = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        activations = sum(size for storage, size in kept.items() if storage not in parameters)
+        del output
+    return _Counts(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        activations=activations,
+    )

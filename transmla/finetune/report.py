@@ -1,0 +1,124 @@
+"""What a training has measured: ``transmla_finetune.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+FINETUNE_REPORT_FILE = "transmla_finetune.json"
+FINETUNE_RECIPE_FILE = "transmla_finetune.yaml"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MemoryEstimate(_Record):
+    """Bytes on each device, as :class:`transmla.finetune.memory.Memory` has them."""
+
+    num_trained: int
+    frozen: int
+    trained: int
+    optimiser: int
+    gradients: int
+    activations: int
+    teacher: int
+    peak: int
+
+
+class FinetunePlan(_Record):
+    """What a training would be.
+
+    Attributes:
+        memory: on each device, where weights are not sharded.
+        checkpoint_bytes: of one checkpoint on the disk, with all that resuming takes.
+    """
+
+    checkpoint: str
+    teacher: str | None
+    output_dir: str
+    train: str
+    num_trained_parameters: int
+    num_sequences: int | None
+    num_heldout_sequences: int
+    steps: int
+    tokens_per_step: int
+    memory: MemoryEstimate
+    checkpoint_bytes: int
+
+
+class HeldoutPoint(_Record):
+    """The held-out sequences at one step; nll and kl in nats a token, seconds since the start of the training."""
+
+    step: int
+    num_tokens_seen: int
+    loss: float
+    nll: float
+    perplexity: float
+    kl: float
+    seconds: float
+
+
+class TrainingPoint(_Record):
+    """The training sequences since the point before."""
+
+    step: int
+    num_tokens_seen: int
+    loss: float
+    nll: float
+    kl: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+
+
+class FinetuneReport(_Record):
+    """Everything one needs to know where a trained checkpoint comes from.
+
+    Attributes:
+        best_step: the step whose weights were published: least loss on what is held out.
+        sha256: of the tokens of the data.
+        request: every choice, as the recipe has it.
+    """
+
+    checkpoint: str
+    teacher: str | None
+    num_parameters: int
+    num_trained_parameters: int
+    num_sequences: int | None
+    num_heldout_sequences: int
+    window: int
+    sha256: str
+    steps: int
+    best_step: int
+    heldout: tuple[HeldoutPoint, ...]
+    training: tuple[TrainingPoint, ...]
+    num_processes: int
+    request: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def best(self) -> HeldoutPoint | None:
+        """Return what was measured of the weights that were published."""
+        return next((point for point in self.heldout if point.step == self.best_step), None)
+
+
+def points_of(
+    log_history: list[dict[str, Any]],
+) -> tuple[tuple[HeldoutPoint, ...], tuple[TrainingPoint, ...]]:
+    """Sort the log of a Trainer into points."""
+    heldout, training = [], []
+    for entry in log_history:
+        common = {
+            "step": entry["step"],
+            "num_tokens_seen": int(entry.get("num_input_tokens_seen", 0)),
+            "seconds": entry.get("seconds", 0.0),
+        }
+        if "eval_nll" in entry:
+            measured = {name: entry[f"eval_{name}"] for name in ("loss", "nll", "perplexity", "kl")}
+            heldout.append(HeldoutPoint(**common, **measured))
+        elif "kl" in entry:
+            logged = {name: entry[name] for name in ("loss", "nll", "kl", "grad_norm", "learning_rate")}
+            training.append(TrainingPoint(**common, **logged))
+    return tuple(heldout), tuple(training)

@@ -1,0 +1,88 @@
+"""The spine: find the models, read the data; load, train, publish the best.
+
+Under ``accelerate launch`` every process runs all of it; one of them writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from transmla.checkpoint.publish import Staging, check_free_space, staging_folder
+from transmla.config import FinetuneRequest
+from transmla.device import reuse_memory
+from transmla.finetune.arguments import training_arguments
+from transmla.finetune.card import publish_texts
+from transmla.finetune.prepare import prepare
+from transmla.finetune.report import FinetuneReport
+from transmla.finetune.save import TRAINING_FOLDER
+from transmla.finetune.trainer import CHECKPOINT, Watcher, steps_saved
+from transmla.finetune.training import Training
+from transmla.progress import Progress, Silent
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _keep_nothing(entry: dict[str, Any]) -> None:
+    pass
+
+
+def finetune(
+    request: FinetuneRequest,
+    *,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = _say_nothing,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> FinetuneReport:
+    """Train a converted checkpoint and publish the best weights as one of the same format.
+
+    Args:
+        request: what is wanted.
+        progress: who is told how far the work has come.
+        tell: who is told what has been measured meanwhile.
+        resume: continue an interrupted run of the same request from its last checkpoint.
+        overwrite: replace an output folder that exists.
+
+    Raises:
+        TransMLAError: the request cannot be carried out, or the training went wrong. No output appears; checkpoints of
+            a run that can be continued are kept beside it.
+    """
+    prepared = prepare(request, overwrite=overwrite)
+    progress = progress or Silent()
+    reuse_memory()
+    work = staging_folder(request.output_dir) / "work"
+    arguments = training_arguments(request, prepared.data, work)
+    with ExitStack() as stack:
+        staging = None
+        if arguments.process_index == 0:
+            staging = stack.enter_context(
+                Staging(request.output_dir, identity=prepared.identity, resume=resume, overwrite=overwrite)
+            )
+        last = max(steps_saved(work), default=None) if staging and staging.resumed else None
+        # Others must not look before the folder is there, nor find what is deleted.
+        [last] = broadcast_object_list([last])
+        arguments.eval_on_start = last is None
+        training = Training(prepared, arguments, progress, last)
+        if staging is not None:
+            check_free_space(request.output_dir, 2 * training.writer.nbytes)
+        teaching = training.teaching(work / "teacher")
+        trainer = training.trainer(
+            teaching, (lambda entry: staging.journal.append(entry)) if staging else lambda _: None
+        )
+        if arguments.max_steps > 0:
+            with progress.task("Training", arguments.max_steps) as advance:
+                trainer.add_callback(Watcher(advance, tell))
+                trainer.train(None if last is None else str(work / CHECKPOINT.format(step=last) / TRAINING_FOLDER))
+        report = training.report(trainer)
+        if staging is not None:
+            training.write_best(report, staging.folder)
+            publish_texts(prepared.request, report, work, staging.folder)
+            staging.publish()
+        trainer.accelerator.wait_for_everyone()
+    return report

@@ -1,0 +1,78 @@
+"""Where the models of a training come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from transmla.checkpoint.source import Source, open_source
+from transmla.config import FinetuneRequest, read_recipe
+from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
+from transmla.modeling.load import read_config
+
+_RECIPE_FILE = "transmla_recipe.yaml"
+NO_TEACHER = "none"
+
+
+def open_checkpoint(request: FinetuneRequest) -> tuple[Source, PreTrainedConfig]:
+    """Find the model that is to be trained.
+
+    Raises:
+        CheckpointError: it is not there.
+        UnsupportedModelError: it is not a DeepSeek-V3 model.
+    """
+    converted = open_source(request.checkpoint, token=request.token)
+    config = read_config(converted, computed=False)
+    if config.model_type != "deepseek_v3":
+        raise UnsupportedModelError(
+            f"{converted.name} is a {config.model_type} model, not a converted one: run `transmla convert` first."
+        )
+    return converted, config
+
+
+def open_teacher(request: FinetuneRequest, converted: Source, config: PreTrainedConfig) -> Source | None:
+    """Find the model to learn from, the source that a conversion has recorded unless another one is named.
+
+    Raises:
+        TransMLAError: it is not there, or has another vocabulary, or nothing is recorded.
+    """
+    if request.teacher == NO_TEACHER:
+        if request.ce_weight not in (None, 1):
+            raise UsageError(f"--teacher none leaves cross-entropy alone: drop --ce-weight {request.ce_weight:g}.")
+        if request.attention_weight or request.teacher_top_k:
+            raise UsageError("--attention-weight and --teacher-top-k need a teacher, and --teacher is none.")
+        return None
+    name, gguf_file, revision = request.teacher, request.gguf_file, request.revision
+    recorded = name is None
+    if name is None:
+        name, gguf_file, revision = _recorded_source(converted)
+    try:
+        teacher = open_source(name, gguf_file=gguf_file, revision=revision, token=request.token)
+    except CheckpointError as error:
+        if not recorded:
+            raise
+        raise CheckpointError(
+            f"The source that {converted.name} was converted from cannot be opened ({error}) Name a teacher with "
+            "--teacher, or --teacher none for cross-entropy alone."
+        ) from None
+    if (size := read_config(teacher).vocab_size) != config.vocab_size:
+        raise CheckpointError(
+            f"The teacher {teacher.name} has {size} tokens in its vocabulary and {converted.name} has "
+            f"{config.vocab_size}: only a model with the same tokens can teach it."
+        )
+    return teacher
+
+
+def _recorded_source(converted: Source) -> tuple[str, str | None, str | None]:
+    path = converted.folder / _RECIPE_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{converted.name} does not say what it was converted from ({_RECIPE_FILE} is missing): name the teacher "
+            "with --teacher, or pass --teacher none."
+        )
+    recipe = read_recipe(Path(path))
+    name, gguf_file, revision = (recipe.get(key) for key in ("model", "gguf_file", "revision"))
+    if not isinstance(name, str) or not isinstance(gguf_file, str | None) or not isinstance(revision, str | None):
+        raise CheckpointError(f"{path} does not name the model that was converted: name the teacher with --teacher.")
+    return name, gguf_file, revision

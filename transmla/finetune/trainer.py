@@ -1,0 +1,244 @@
+"""Transformers' Trainer with a teacher, native checkpoints that appear whole, and a stop where numbers go wrong."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from transmla.checkpoint.sync import sync
+from transmla.errors import OutputError, TrainingError
+from transmla.finetune.packing import PackedDataset
+from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, save_trained
+from transmla.finetune.student import IGNORED
+from transmla.finetune.teacher import Lesson
+
+CHECKPOINT = "checkpoint-{step}"
+
+
+class Teaching(Protocol):
+    """Whoever says what a batch teaches."""
+
+    def lesson(self, batch: Mapping[str, Tensor]) -> Lesson | None:
+        """Return what there is to learn from a teacher, or nothing."""
+        ...
+
+
+class FinetuneTrainer(Trainer):
+    """Trains a :class:`~transmla.finetune.student.Student`.
+
+    ``loss`` is what is minimised, ``nll`` and ``kl`` are its two parts, in nats a token. What is held out is measured
+    in the same numbers; the best checkpoint is the one with the least ``eval_loss``.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        *args: Any,
+        teaching: Teaching,
+        writer: NativeWriter,
+        trained_weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+        merged: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+        note: Callable[[dict[str, Any]], None],
+        **kwargs: Any,
+    ) -> None:
+        """Take what Trainer takes, and more.
+
+        Args:
+            args: for Trainer.
+            teaching: says what a batch teaches.
+            writer: writes checkpoints.
+            trained_weights: picks what is trained from a state.
+            merged: makes of a state the weights that are written.
+            note: is told of each checkpoint, once it is complete.
+            kwargs: for Trainer.
+        """
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self._teaching, self._writer, self._note = teaching, writer, note
+        self._trained_weights, self._merged = trained_weights, merged
+        self._parts = torch.zeros(2, device=self.args.device)
+        self._started, self._last_logged = time.monotonic(), 0
+
+    @property
+    def folder(self) -> Path:
+        """Return where checkpoints appear."""
+        return Path(self.args.output_dir)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss, so scaled that its mean over processes, and sum over batches, is the mean over tokens."""
+        outputs = self._forward(model, inputs, num_items_in_batch)
+        self._parts += torch.stack([outputs["nll"], outputs["kl"]]).detach()
+        loss = outputs["loss"] * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs: Mapping[str, Tensor], count: Tensor | int | None) -> dict[str, Tensor]:
+        return model(
+            input_ids=inputs["input_ids"],
+            position_ids=inputs["position_ids"],
+            labels=inputs["labels"],
+            lesson=self._teaching.lesson(inputs),
+            num_items_in_batch=count,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the two parts of the loss as well."""
+        if "loss" in logs:
+            steps = self.state.global_step - self._last_logged
+            nll, kl = (self.accelerator.reduce(self._parts, "sum") / steps).tolist()
+            logs |= {"nll": nll, "kl": kl, "seconds": self.seconds}
+            self._parts.zero_()
+            self._last_logged = self.state.global_step
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, and know how long an interrupted run has taken before."""
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            self._last_logged = state.global_step
+            self._started -= max((entry.get("seconds", 0) for entry in state.log_history), default=0)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the training has taken, over all its runs."""
+        return round(time.monotonic() - self._started, 1)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure what is held out; each process takes its share, and none is counted twice."""
+        dataset: PackedDataset = eval_dataset or self.eval_dataset
+        model = self.model_wrapped.eval()
+        sums = torch.zeros(4, device=self.args.device)
+        for batch in self._shares(dataset):
+            outputs = self._forward(model, batch, 1)
+            counted = (batch["labels"][:, 1:] != IGNORED).sum()
+            sums += torch.stack([outputs["loss"], outputs["nll"], outputs["kl"], counted])
+        *totals, count = self.accelerator.reduce(sums.double(), "sum").tolist()
+        loss, nll, kl = (total / count for total in totals)
+        metrics = {"loss": loss, "nll": nll, "perplexity": math.exp(min(nll, 700)), "kl": kl, "seconds": self.seconds}
+        metrics = {key if key == "seconds" else f"{metric_key_prefix}_{key}": metric for key, metric in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _shares(self, dataset: PackedDataset) -> Iterator[dict[str, Tensor]]:
+        """Yield this process's batches; where weights are gathered from all, all must run the model equally often."""
+        processes, own = self.accelerator.num_processes, self.accelerator.process_index
+        mine = []
+        for first in range(0, len(dataset), processes):
+            item = dataset[min(first + own, len(dataset) - 1)]
+            if first + own >= len(dataset):
+                item["labels"] = torch.full_like(item["labels"], IGNORED)
+            mine.append(item)
+        size = self.args.per_device_eval_batch_size
+        for start in range(0, len(mine), size):
+            yield self._prepare_inputs(default_collate(mine[start : start + size]))
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Stop before a gradient that is not finite gets into the weights; all processes see the same one."""
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            self._save_checkpoint(model, None)
+            kept = self.folder / CHECKPOINT.format(step=self.state.global_step)
+            raise TrainingError(
+                f"The gradient is not finite in step {self.state.global_step + 1}: the weights before it are in "
+                f"{kept}, a model like any other. Lower --learning-rate, or look at the data, and start from there."
+            )
+        return norm
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place, and put it there by one rename."""
+        name = CHECKPOINT.format(step=self.state.global_step)
+        unfinished, finished = self.folder / f".{name}", self.folder / name
+        training = unfinished / TRAINING_FOLDER
+        try:
+            if self.args.should_save:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                training.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(unfinished), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(training))
+            self._save_scaler(str(training))
+            self._save_rng_state(str(training))
+            if self.args.should_save:
+                self.state.save_to_json(str(training / "trainer_state.json"))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                for path in [*unfinished.rglob("*"), unfinished]:
+                    sync(path)
+                shutil.rmtree(finished, ignore_errors=True)
+                unfinished.rename(finished)
+                sync(self.folder)
+                self._note({"step": self.state.global_step})
+                self._forget_old()
+            self.accelerator.wait_for_everyone()
+        except OSError as error:
+            raise OutputError(f"{finished} cannot be written: {error.strerror or error}.") from None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the native checkpoint, and the trained weights as they are."""
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            save_trained(folder / TRAINING_FOLDER, self._trained_weights(state))
+            self._writer.write(folder, self._merged(state))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Do nothing: trained weights are put into the model before anything wraps it."""
+
+    def _forget_old(self) -> None:
+        """Delete checkpoints, but for the best and the newest ones."""
+        steps = sorted(steps_saved(self.folder))
+        keep = {*steps[-self.args.save_total_limit :], self.state.best_global_step}
+        for step in set(steps) - keep:
+            shutil.rmtree(self.folder / CHECKPOINT.format(step=step), ignore_errors=True)
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """Return the steps of which there are complete checkpoints."""
+    return [int(path.name.rpartition("-")[2]) for path in folder.glob(CHECKPOINT.format(step="*"))]
+
+
+class Watcher(TrainerCallback):
+    """Moves a bar, measures and saves at the end, and says what has been measured."""
+
+    def __init__(self, advance: Callable[[int], None], tell: Callable[[str], None]) -> None:
+        self._advance, self._tell = advance, tell
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show what an interrupted run has done."""
+        self._advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move on."""
+        self._advance(1)
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        """Say it."""
+        if state.is_world_process_zero:
+            self._tell(
+                f"step {state.global_step:,}: {state.num_input_tokens_seen:,} tokens seen; held out: perplexity "
+                f"{metrics['eval_perplexity']:.4f}, KL {metrics['eval_kl']:.4f}"
+            )

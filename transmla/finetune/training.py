@@ -1,0 +1,162 @@
+"""The models of a training in memory, and what belongs to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+from transformers import TrainingArguments
+
+import transmla
+from transmla.device import choose_device
+from transmla.finetune.adapters import add_adapters, merge_adapters
+from transmla.finetune.arguments import teacher_dtype
+from transmla.finetune.loss import Mix
+from transmla.finetune.packing import PackedDataset
+from transmla.finetune.prepare import Prepared
+from transmla.finetune.report import FinetuneReport, points_of
+from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, load_trained
+from transmla.finetune.student import Student, choose_trained
+from transmla.finetune.teacher import Teacher
+from transmla.finetune.teaching import LiveTeaching, NoTeaching, WrittenTeaching, write_down
+from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Teaching
+from transmla.modeling.load import load_model
+from transmla.modeling.plain import make_plain
+from transmla.progress import Progress
+
+_CE_WEIGHT = 0.1
+
+
+class Training:
+    """A student, loaded and changed for training, with its teacher and its trainer."""
+
+    def __init__(self, prepared: Prepared, arguments: TrainingArguments, progress: Progress, last: int | None) -> None:
+        self.prepared, self.arguments, self.progress = prepared, arguments, progress
+        request = self.request = prepared.request
+        model = load_model(prepared.converted, dtype="float32", device=torch.device("cpu"))
+        self.num_parameters = model.num_parameters()
+        self.writer = NativeWriter(prepared.converted, model, make_plain(model), max_shard_size=request.max_shard_size)
+        if request.train == "lora":
+            self.trained = add_adapters(model, rank=request.lora_rank, alpha=request.lora_alpha)
+        else:
+            self.trained = choose_trained(model, everything=request.train == "all")
+        if last is not None:
+            load_trained(Path(arguments.output_dir) / CHECKPOINT.format(step=last) / TRAINING_FOLDER, model)
+        self.num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if arguments.bf16 and not _is_sharded(arguments):
+            # What is not trained is only multiplied with, and that in bfloat16 anyway.
+            for parameter in model.parameters():
+                if not parameter.requires_grad and parameter.dim() > 1:
+                    parameter.data = parameter.data.bfloat16()
+        if request.gradient_checkpointing:
+            # Its name since Transformers 5.2x; the old one warns.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        self.model = model
+
+    def teaching(self, folder: Path) -> Teaching:
+        """Load the teacher, or have it write down what it knows."""
+        prepared, request = self.prepared, self.request
+        if prepared.teacher is None:
+            self.stream = 1.0
+            return NoTeaching()
+        device = self.arguments.device if request.teacher_device == "auto" else choose_device(request.teacher_device)
+        model = load_model(prepared.teacher, dtype=teacher_dtype(request, self.arguments), device=device)
+        teacher = Teacher(model, match_attention=request.attention_weight > 0)
+        self.stream = math.sqrt(self.model.model.norm.variance_epsilon / teacher.stream_eps)
+        if request.teacher_top_k is None:
+            return LiveTeaching(teacher)
+        data = prepared.data
+        assert isinstance(data.train, PackedDataset)
+        if self.arguments.process_index == 0:
+            with self.progress.task("Asking the teacher", len(data.heldout) + len(data.train)) as advance:
+                write_down(
+                    teacher,
+                    ConcatDataset([data.heldout, data.train]),
+                    folder,
+                    top=min(request.teacher_top_k, prepared.config.vocab_size),
+                    temperature=request.temperature,
+                    batch_size=self.arguments.per_device_eval_batch_size,
+                    device=self.arguments.device,
+                    advance=advance,
+                )
+        self.arguments.distributed_state.wait_for_everyone()
+        return WrittenTeaching(folder)
+
+    def trainer(self, teaching: Teaching, note: Callable[[dict[str, Any]], None]) -> FinetuneTrainer:
+        """Make a student of the model, and its trainer."""
+        request = self.request
+        ce_weight = request.ce_weight
+        if ce_weight is None:
+            ce_weight = 1.0 if self.prepared.teacher is None else _CE_WEIGHT
+        Student.made_of(
+            self.model,
+            Mix(ce_weight, request.temperature),
+            attention_weight=request.attention_weight,
+            stream=self.stream,
+        )
+        return FinetuneTrainer(
+            self.model,
+            self.arguments,
+            train_dataset=self.prepared.data.train,
+            eval_dataset=self.prepared.data.heldout,
+            teaching=teaching,
+            writer=self.writer,
+            trained_weights=lambda state: {name: state[name] for name in self.trained},
+            merged=self.merged,
+            note=note,
+        )
+
+    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the trained weights under their native names."""
+        if self.request.train == "lora":
+            return merge_adapters(state, scale=self.request.lora_alpha / self.request.lora_rank)
+        return {name: state[name] for name in self.trained}
+
+    def write_best(self, report: FinetuneReport, folder: Path) -> None:
+        """Put the best weights into a folder: those of a checkpoint, or those that came in where none was better."""
+        best = Path(self.arguments.output_dir) / CHECKPOINT.format(step=report.best_step)
+        if best.is_dir():
+            for path in best.iterdir():
+                if path.name != TRAINING_FOLDER:
+                    path.rename(folder / path.name)
+        else:
+            self.writer.write(folder, {} if report.steps else self.merged(self.model.state_dict()))
+
+    def report(self, trainer: FinetuneTrainer) -> FinetuneReport:
+        """Say what was measured."""
+        prepared, request, state = self.prepared, self.request, trainer.state
+        heldout, training = points_of(state.log_history)
+        train = prepared.data.train
+        return FinetuneReport(
+            checkpoint=prepared.converted.name,
+            teacher=prepared.teacher.name if prepared.teacher else None,
+            num_parameters=self.num_parameters,
+            num_trained_parameters=self.num_trained,
+            num_sequences=len(train) if isinstance(train, PackedDataset) else None,
+            num_heldout_sequences=len(prepared.data.heldout),
+            window=request.window,
+            sha256=prepared.data.sha256,
+            steps=state.global_step,
+            best_step=min(heldout, key=lambda point: point.loss).step if heldout else 0,
+            heldout=heldout,
+            training=training,
+            num_processes=self.arguments.world_size,
+            request=request.model_dump(mode="json"),
+            versions=_versions(),
+        )
+
+
+def _is_sharded(arguments: TrainingArguments) -> bool:
+    return arguments.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def _versions() -> dict[str, str]:
+    return {module.__name__: module.__version__ for module in (transmla, torch, transformers, accelerate)}
