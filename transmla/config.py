@@ -293,7 +293,7 @@ class FinetuneRequest(Request):
     token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
     teacher_dtype: OutputDtype = Field(
         "auto",
-        description="Type in which the teacher runs; auto is bfloat16 where the products are in it, else the stored one.",
+        description="Type in which the teacher runs; auto is bfloat16 with --bf16, else the stored one.",
     )
     teacher_device: str = Field("auto", description="Device of the teacher; auto is that of the training.")
     teacher_top_k: int | None = Field(

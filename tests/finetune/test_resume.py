@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on(cli, converted, calibration_text, undisturbe
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.15, 0.4])
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.15])
 def test_a_killed_process_goes_on(converted, calibration_text, undisturbed, tmp_path, seconds):
     """SIGKILL, some time after the first checkpoint has appeared."""
     output = tmp_path / "out"
@@ -77,11 +77,11 @@ def test_a_killed_process_goes_on(converted, calibration_text, undisturbed, tmp_
             time.sleep(0.01)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
-    assert not output.exists() or process.returncode == 0
-    for folder in checkpoints(output):
+    # Whatever is there is whole; the output only if it had come that far.
+    for folder in [*checkpoints(output), *([output] if output.exists() else [])]:
         assert loads(folder)
     if output.exists():
-        pytest.skip("it was done before it could be killed")
+        return
 
     done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr

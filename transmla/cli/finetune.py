@@ -153,6 +153,6 @@ def report_table(report: FinetuneReport) -> Table:
             "-" if report.teacher is None else f"{point.kl:.4f}",
             f"{point.loss:.4f}",
             f"{point.seconds:,.0f}",
-            "published" if point.step == report.best_step else "",
+            "best" if point.step == report.best_step else "",
         )
     return table

@@ -1,0 +1,91 @@
+"""Several processes are one: the same losses, and checkpoints like any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.finetune.conftest import SHORT, loads, weights
+
+FLAGS = "--max-steps 5 --eval-steps 2 --num-eval-windows 15 --device cpu"
+CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(tmp_path, checkpoint, output, text, flags, **config):
+    """Run two processes by ``accelerate launch``; its MULTI_GPU is any number of processes, here on CPUs over gloo."""
+    path = tmp_path / "accelerate.yaml"
+    common = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2}
+    path.write_text(yaml.safe_dump({**common, "main_process_port": free_port(), **config}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, "-m", "transmla", "finetune"]
+    command += [checkpoint, output, "--dataset", text, *SHORT.split(), *FLAGS.split(), *flags.split(), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSMLA_DEBUG": "1"}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # One of them speaks.
+    report = json.loads(done.stdout)
+    assert report["num_processes"] == 2
+    return report
+
+
+def assert_same_losses(one, other):
+    assert len(one["heldout"]) == len(other["heldout"]) == 4
+    for a, b in zip(one["heldout"], other["heldout"], strict=True):
+        # Found: 3e-8 relative.
+        assert a["nll"] == pytest.approx(b["nll"], rel=1e-6)
+        assert a["kl"] == pytest.approx(b["kl"], rel=1e-4)
+        assert a["num_tokens_seen"] == b["num_tokens_seen"]
+    for a, b in zip(one["training"], other["training"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["kl"] == pytest.approx(b["kl"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(cli, converted, calibration_text, tmp_path_factory):
+    output = tmp_path_factory.mktemp("alone") / "out"
+    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
+    result = cli(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, converted, calibration_text, alone):
+    flags = "--per-device-train-batch-size 2"
+    report = launch(tmp_path, converted, tmp_path / "out", calibration_text, flags, distributed_type="MULTI_GPU")
+    assert_same_losses(alone, report)
+    assert loads(tmp_path / "out")
+
+
+@pytest.mark.parametrize("train_what", ["attention", "all"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_sharded_over_two_processes(tmp_path, converted, calibration_text, alone, version, train_what):
+    """With the config for many GPUs, but for their number and kind."""
+    config = yaml.safe_load((CONFIGS / "accelerate_fsdp.yaml").read_text())
+    fsdp = {**config["fsdp_config"], "fsdp_version": version}
+    if version == 1:
+        fsdp |= {
+            "fsdp_sharding_strategy": "FULL_SHARD",
+            "fsdp_use_orig_params": True,
+            "fsdp_sync_module_states": False,
+        }
+    report = launch(
+        tmp_path, converted, tmp_path / "out", calibration_text,
+        f"--per-device-train-batch-size 2 --train {train_what}",
+        distributed_type="FSDP", fsdp_config=fsdp, mixed_precision="no",
+    )  # fmt: skip
+    if train_what == "attention":
+        assert_same_losses(alone, report)
+    assert loads(tmp_path / "out")
+    assert weights(tmp_path / "out").keys() == weights(converted).keys()
