@@ -263,7 +263,7 @@ class BenchRequest(ComparisonRequest):
 class FinetuneRequest(Request):
     """What ``transmla finetune`` is asked; what belongs to the training is called as in ``TrainingArguments``."""
 
-    checkpoint: str = Field(description="A converted model: folder or hub id.")
+    checkpoint: str = Field(description="A converted model, or for comparison any other: folder or hub id.")
     output_dir: Path = Field(description="Folder to create; it appears only when the training is complete.")
 
     dataset: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(

@@ -64,8 +64,8 @@ def test_a_stream_needs_an_end(cli, converted, tmp_path, calibration_text):
     assert "--streaming needs --max-steps" in result.stderr
 
 
-def test_a_source_is_not_a_conversion(refuses, converted):
-    refuses(1, "is a llama model, not a converted one", checkpoint=converted.parent / "source")
+def test_a_source_has_no_source(refuses, converted):
+    refuses(2, "does not say what it was converted from", checkpoint=converted.parent / "source")
 
 
 def test_a_source_that_is_gone_is_named(refuses, converted, tmp_path):

@@ -84,9 +84,9 @@ def test_the_recipe_gives_the_same_again(train, cli, converted, tmp_path):
     assert changed(first, tmp_path / "again") == set()
 
 
-@pytest.mark.parametrize("flags", ["--train all", "--train lora --lora-rank 4 --lora-alpha 8 --learning-rate 1e-2"])
+@pytest.mark.parametrize("flags", ["--train all", "--train lora --lora-rank 8 --lora-alpha 8 --learning-rate 3e-3"])
 def test_other_ways_to_train(train, converted, tmp_path, flags):
-    output = train(converted, tmp_path / "out", f"--max-steps 12 --eval-steps 6 {flags}")
+    output = train(converted, tmp_path / "out", f"--max-steps 24 --eval-steps 12 {flags}")
     points = report_of(output)["heldout"]
     assert points[-1]["kl"] < 0.97 * points[0]["kl"]
     names = changed(converted, output)
@@ -162,6 +162,18 @@ def test_conversations(cli, converted, tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert loads(tmp_path / "out")
+
+
+@pytest.mark.parametrize("train_what", ["attention", "all", "lora"])
+def test_a_source_can_be_trained_for_comparison(train, pair, tmp_path, train_what):
+    source, _ = pair
+    flags = "--max-steps 12 --eval-steps 6 --teacher none --learning-rate 3e-3"
+    output = train(source, tmp_path / "out", f"{flags} --train {train_what}")
+    points = report_of(output)["heldout"]
+    assert points[-1]["nll"] < points[0]["nll"] - 0.02
+    names = changed(source, output)
+    assert any("embed" in name for name in names) == (train_what == "all")
+    assert json.loads((output / "config.json").read_text())["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "mixtral"])

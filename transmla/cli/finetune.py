@@ -127,7 +127,7 @@ def plan_table(plan: FinetunePlan) -> Table:
         "Peak memory": f"about {readable_bytes(memory.peak)} on each device, where nothing is sharded",
         "": f"weights {readable_bytes(memory.frozen + memory.trained)}, optimiser "
         f"{readable_bytes(memory.optimiser)}, gradients {readable_bytes(memory.gradients)}, activations "
-        f"{readable_bytes(memory.activations)}, teacher {readable_bytes(memory.teacher)}",
+        f"{readable_bytes(max(memory.activations, memory.recomputed))}, teacher {readable_bytes(memory.teacher)}",
         "On the disk": f"{readable_bytes(plan.checkpoint_bytes)} a checkpoint while training",
     }
     for name, value in rows.items():

@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.finetune.adapters import add_adapters
 from transmla.finetune.loss import CHUNK_NUMBERS, CPU_CHUNK_NUMBERS
 from transmla.finetune.student import choose_trained
-from transmla.modeling.exchange import absorb
+from transmla.modeling.exchange import absorb, has_latent_attention
 
 _FULL, _HALF = 4, 2
-# Logits of the student and the teacher, their logarithms, gradients, and what softmax makes on the way.
-_TENSORS_OF_A_CHUNK = 8
+# Of student and teacher: logits, logarithms of probabilities, and a gradient.
+_TENSORS_OF_A_CHUNK = 5
+# A layer that is computed again, with the gradients of what it keeps.
+_BACKWARD = 1.4
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Memory:
         optimiser: two moments of each trained weight.
         gradients: of each trained weight.
         activations: kept for the backward pass, and a chunk of logits.
+        recomputed: what of them is there again beside the gradients, where layers are computed twice.
         teacher: weights of the teacher, if it is in memory.
     """
 
@@ -71,13 +74,14 @@ class Memory:
     optimiser: int
     gradients: int
     activations: int
+    recomputed: int
     teacher: int
 
     @property
     def peak(self) -> int:
-        """Return the most at once: activations are gone when all gradients are there."""
+        """Return the most at once: what is kept is gone when all gradients are there."""
         held = self.frozen + self.trained + self.optimiser + self.teacher
-        return held + max(self.activations, self.gradients)
+        return held + max(self.activations, self.gradients + self.recomputed)
 
 
 def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes: int = 0) -> Memory:
@@ -97,14 +101,15 @@ def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes
 
     tokens = setting.batch_size * setting.window
     width = _HALF if setting.bf16 else _FULL
-    if setting.checkpointing:
-        activations = layers * tokens * config.hidden_size * width + two.activations - one.activations
-    else:
-        activations = total("activations")
+    one_state = tokens * config.hidden_size * width
+    chunk_numbers = CPU_CHUNK_NUMBERS if setting.on_cpu else CHUNK_NUMBERS
     # The hidden states behind the last norm, those that count among them, and their gradient.
-    activations += 3 * tokens * config.hidden_size * width
-    chunk = CPU_CHUNK_NUMBERS if setting.on_cpu else CHUNK_NUMBERS
-    activations += _TENSORS_OF_A_CHUNK * _FULL * min(chunk, tokens * config.vocab_size)
+    head = 3 * one_state + _TENSORS_OF_A_CHUNK * _FULL * min(chunk_numbers, tokens * config.vocab_size)
+    if setting.checkpointing:
+        activations, recomputed = layers * one_state + head, round(_BACKWARD * (two.activations - one.activations))
+        recomputed += layers * one_state
+    else:
+        activations, recomputed = total("activations") + head, 0
     trained = total("num_trained")
     return Memory(
         num_trained=trained,
@@ -113,6 +118,7 @@ def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes
         optimiser=2 * trained * _FULL,
         gradients=trained * _FULL,
         activations=activations,
+        recomputed=recomputed,
         teacher=teacher_bytes,
     )
 
@@ -126,9 +132,10 @@ class _Counts:
 
 def _count(config: PreTrainedConfig, setting: Setting, layers: int) -> _Counts:
     """Run the decoder with so many of the last kind of layers."""
-    dense = config.first_k_dense_replace >= config.num_hidden_layers
-    config = DeepseekV3Config.from_dict(copy.deepcopy(config.to_dict()))
-    config.num_hidden_layers, config.first_k_dense_replace = layers, layers if dense else 0
+    config, depth = type(config).from_dict(copy.deepcopy(config.to_dict())), config.num_hidden_layers
+    config.num_hidden_layers = layers
+    if (dense := getattr(config, "first_k_dense_replace", None)) is not None:
+        config.first_k_dense_replace = layers if dense >= depth else 0
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -144,12 +151,15 @@ def _count(config: PreTrainedConfig, setting: Setting, layers: int) -> _Counts:
         else:
             choose_trained(model, everything=setting.train == "all")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = absorb(model).to_empty(device="cpu").train()
+        model = (absorb(model) if has_latent_attention(model) else model).to_empty(device="cpu").train()
+        for parameter in model.parameters():
+            if setting.bf16 and not parameter.requires_grad and parameter.dim() > 1:
+                parameter.data = parameter.data.bfloat16()
         parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         tokens = torch.zeros(setting.batch_size, setting.window, dtype=torch.int64)
         cast = torch.autocast("cpu", torch.bfloat16) if setting.bf16 else nullcontext()
         with saved_tensors_hooks(keep, lambda tensor: tensor), cast:
-            output = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+            output = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
         activations = sum(size for storage, size in kept.items() if storage not in parameters)
         del output
     return _Counts(

@@ -23,6 +23,7 @@ class MemoryEstimate(_Record):
     optimiser: int
     gradients: int
     activations: int
+    recomputed: int
     teacher: int
     peak: int
 

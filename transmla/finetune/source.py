@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import FinetuneRequest, read_recipe
-from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
+from transmla.errors import CheckpointError, UsageError
 from transmla.modeling.load import read_config
 
 _RECIPE_FILE = "transmla_recipe.yaml"
@@ -20,15 +20,9 @@ def open_checkpoint(request: FinetuneRequest) -> tuple[Source, PreTrainedConfig]
 
     Raises:
         CheckpointError: it is not there.
-        UnsupportedModelError: it is not a DeepSeek-V3 model.
     """
     converted = open_source(request.checkpoint, token=request.token)
-    config = read_config(converted, computed=False)
-    if config.model_type != "deepseek_v3":
-        raise UnsupportedModelError(
-            f"{converted.name} is a {config.model_type} model, not a converted one: run `transmla convert` first."
-        )
-    return converted, config
+    return converted, read_config(converted, computed=False)
 
 
 def open_teacher(request: FinetuneRequest, converted: Source, config: PreTrainedConfig) -> Source | None:

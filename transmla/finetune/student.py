@@ -1,4 +1,4 @@
-"""The converted model in training: it computes its own loss, so that whatever wraps a model wraps all of it.
+"""A model in training: it computes its own loss, so that whatever wraps a model wraps all of it.
 
 Fully sharded or not, a module may use its weights only inside its own ``forward``; so the head is applied there, to a
 few positions at a time, and what comes out is a loss and no logits.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DeepseekV3ForCausalLM
+from transformers import PreTrainedModel
 
 from transmla.finetune.loss import Mix, chunked_loss
 from transmla.finetune.teacher import AttentionRecorder, Lesson
@@ -20,8 +20,8 @@ IGNORED = -100
 """The label of a token that is not to be learnt, as everywhere in Transformers."""
 
 
-class Student(DeepseekV3ForCausalLM):
-    """DeepSeek-V3 with another ``forward``."""
+class Student(PreTrainedModel):
+    """Comes before a causal language model of Transformers, and is another ``forward`` for it."""
 
     # The trainer then says over how many tokens, on all devices and in all accumulated batches, the mean is taken.
     accepts_loss_kwargs = True
@@ -33,7 +33,7 @@ class Student(DeepseekV3ForCausalLM):
 
     @classmethod
     def made_of(
-        cls, model: DeepseekV3ForCausalLM, mix: Mix, *, attention_weight: float = 0.0, stream: float = 1.0
+        cls, model: PreTrainedModel, mix: Mix, *, attention_weight: float = 0.0, stream: float = 1.0
     ) -> Student:
         """Turn a loaded model, in place, into a student.
 
@@ -43,8 +43,8 @@ class Student(DeepseekV3ForCausalLM):
             attention_weight: weight of the mean relative error of the layers' attention outputs.
             stream: size of its residual stream as a multiple of the teacher's.
         """
-        assert isinstance(model, DeepseekV3ForCausalLM)
-        model.__class__ = cls
+        model.__class__ = type(cls.__name__, (cls, type(model)), {})
+        assert isinstance(model, cls)
         model.mix, model.attention_weight, model.stream = mix, attention_weight, stream
         model.recorder = AttentionRecorder(model) if attention_weight else None
         return model
@@ -64,11 +64,15 @@ class Student(DeepseekV3ForCausalLM):
         """
         if labels is None:
             return super().forward(input_ids=input_ids, position_ids=position_ids, **others)
-        hidden = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        hidden = self.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         next_token = labels[:, 1:]
         counted = next_token != IGNORED
         sums = chunked_loss(
-            hidden[:, :-1][counted], self.lm_head, next_token[counted], lesson.targets if lesson else None, self.mix
+            hidden[:, :-1][counted],
+            self.get_output_embeddings(),
+            next_token[counted],
+            lesson.targets if lesson else None,
+            self.mix,
         )
         count = counted.sum() if num_items_in_batch is None else num_items_in_batch
         loss = sums.loss / count
@@ -88,7 +92,7 @@ def _mismatch(outputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...], stream: f
     return torch.stack(errors).mean()
 
 
-def choose_trained(model: DeepseekV3ForCausalLM, *, everything: bool) -> list[str]:
+def choose_trained(model: PreTrainedModel, *, everything: bool) -> list[str]:
     """Freeze what is not trained, and return the names of what is: all weights, or those of attention alone."""
     trained = []
     for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ import transformers
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.utils.data import ConcatDataset
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 import transmla
 from transmla.device import choose_device
@@ -70,7 +70,7 @@ class Training:
         device = self.arguments.device if request.teacher_device == "auto" else choose_device(request.teacher_device)
         model = load_model(prepared.teacher, dtype=teacher_dtype(request, self.arguments), device=device)
         teacher = Teacher(model, match_attention=request.attention_weight > 0)
-        self.stream = math.sqrt(self.model.model.norm.variance_epsilon / teacher.stream_eps)
+        self.stream = math.sqrt(_stream_eps(self.model) / teacher.stream_eps)
         if request.teacher_top_k is None:
             return LiveTeaching(teacher)
         data = prepared.data
@@ -152,6 +152,11 @@ class Training:
             request=request.model_dump(mode="json"),
             versions=_versions(),
         )
+
+
+def _stream_eps(model: PreTrainedModel) -> float:
+    norm: Any = model.get_decoder().norm
+    return norm.variance_epsilon
 
 
 def _is_sharded(arguments: TrainingArguments) -> bool:

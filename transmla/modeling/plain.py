@@ -131,8 +131,10 @@ def make_plain(model: Any) -> PlainFactors:
     """Change a loaded DeepSeek-V3 model in place, so that it can be trained; say how to change it back.
 
     The function that it computes is the same as an engine's, up to the error of the neutralised norms; in the
-    quantizable profile, too, which Transformers cannot compute otherwise.
+    quantizable profile, too, which Transformers cannot compute otherwise. Other models stay as they are.
     """
+    if not has_latent_attention(model):
+        return PlainFactors(1.0, {}, ())
     eps = model.config.rms_norm_eps
     stream = 2.0 ** round(math.log2(math.sqrt(eps / _EPS)))
     if stream != 1:

@@ -1,0 +1,77 @@
+"""The estimate of memory against what training takes, tensor by tensor."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+from transmla.evaluate.memory import LiveTensors
+from transmla.finetune import loss
+from transmla.finetune.adapters import add_adapters
+from transmla.finetune.loss import Mix
+from transmla.finetune.memory import Setting, estimate_memory
+from transmla.finetune.student import Student, choose_trained
+from transmla.finetune.teacher import FullTargets, Lesson
+from transmla.modeling import absorb
+
+# Large enough beside the odds and ends that no estimate counts.
+CONFIG = DeepseekV3Config(
+    vocab_size=3000,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=5,
+    first_k_dense_replace=5,
+    num_attention_heads=6,
+    num_key_value_heads=6,
+    q_lora_rank=None,
+    kv_lora_rank=64,
+    qk_rope_head_dim=16,
+    qk_nope_head_dim=32,
+    v_head_dim=32,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-6,
+)
+BATCH, WINDOW = 3, 200
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("train", ["attention", "all", "lora"])
+def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing):
+    # As large a part of the logits at once as in large models.
+    monkeypatch.setattr(loss, "CPU_CHUNK_NUMBERS", 2**18)
+    monkeypatch.setattr("transmla.finetune.memory.CPU_CHUNK_NUMBERS", 2**18)
+    torch.manual_seed(0)
+    model = absorb(DeepseekV3ForCausalLM(CONFIG))
+    trained = (
+        add_adapters(model, rank=8, alpha=8) if train == "lora" else choose_trained(model, everything=train == "all")
+    )
+    for name, parameter in model.named_parameters():
+        if bf16 and name not in trained and parameter.dim() > 1:
+            parameter.data = parameter.data.bfloat16()
+    if checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    student = Student.made_of(model, Mix(0.1)).train()
+    optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
+    tokens = torch.randint(3000, (BATCH, WINDOW))
+    teacher = torch.nn.Linear(64, 3000, bias=False)
+    lesson = Lesson(FullTargets(torch.randn(BATCH * (WINDOW - 1), 64), teacher, torch.device("cpu")))
+    with LiveTensors() as meter:
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+                output = student(tokens, torch.arange(WINDOW).expand(BATCH, -1), tokens, lesson)
+            output["loss"].backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            peak = meter.lap()
+    setting = Setting(train, 8, BATCH, WINDOW, bf16=bf16, checkpointing=checkpointing, on_cpu=True)
+    memory = estimate_memory(CONFIG, setting)
+    assert memory.num_trained == sum(student.get_parameter(name).numel() for name in trained)
+    weights = memory.frozen + memory.trained
+    held = sum(parameter.nbytes for parameter in student.parameters())
+    assert weights == pytest.approx(held, rel=0.01)
+    print(train, bf16, checkpointing, peak / 1e6, (memory.peak - weights) / 1e6, memory)
+    assert memory.peak - weights == pytest.approx(peak, rel=0.15)
