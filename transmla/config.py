@@ -319,6 +319,11 @@ class FinetuneRequest(Request):
         description="What is trained. attention: its projections; all: every weight; lora: low-rank changes of the "
         "attention's projections, merged into what is saved (needs peft).",
     )
+    latent_norm: Literal["keep", "live"] = Field(
+        "keep",
+        description="live: switch the latent norm on, fitted to the data and trained, for one latent number, so that "
+        "the weights survive 8-bit blocks everywhere.",
+    )
     lora_rank: int = Field(32, ge=1, description="Rank of --train lora.")
     lora_alpha: int = Field(64, gt=0, description="Scale of --train lora, as a multiple of 1/rank.")
 

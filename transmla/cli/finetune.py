@@ -42,6 +42,7 @@ def finetune_model(
     ce_weight: Annotated[float | None, typer.Option(help=_help("ce_weight"))] = None,
     attention_weight: Annotated[float | None, typer.Option(help=_help("attention_weight"))] = None,
     train: Annotated[str | None, typer.Option(help=_help("train"))] = None,
+    latent_norm: Annotated[str | None, typer.Option(help=_help("latent_norm"))] = None,
     lora_rank: Annotated[int | None, typer.Option(help=_help("lora_rank"))] = None,
     lora_alpha: Annotated[int | None, typer.Option(help=_help("lora_alpha"))] = None,
     learning_rate: Annotated[float | None, typer.Option(help=_help("learning_rate"))] = None,

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmla.config import Profile
-from transmla.convert.latent import LATENT_EPS, LatentAttention
+from transmla.convert.latent import LatentAttention
 from transmla.convert.sizes import MLASizes
+from transmla.linalg.latent_norm import LATENT_EPS
 
 # The projections from the layer input that DeepSeek-V3 has biases for, where it has any.
 _BIASED = ("q_a_proj", "kv_a_proj_with_mqa")

@@ -20,17 +20,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from transmla.convert.sizes import MLASizes
+from transmla.linalg.latent_norm import unit_size
 from transmla.linalg.low_rank import pad
 from transmla.linalg.rotary import rotate_interleaved
-
-# Hard-coded for the latent norm in transformers and MLX (ENGINES.md, fact 2).
-LATENT_EPS = 1e-6
-
-
-def unit_size(latent: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch rank"]:
-    """Do what RMSNorm does before its weight; in float32 at least, like the engines."""
-    latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
-    return latent * torch.rsqrt(latent.square().mean(-1, keepdim=True) + LATENT_EPS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
 from transmla.errors import UsageError
 
 _PROJECTIONS = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+_LATENT_NORMS = ("kv_a_layernorm.weight", "q_a_layernorm.weight")
 _DOWN, _UP, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 
 
@@ -25,19 +26,22 @@ def check_peft() -> None:
 
 
 def add_adapters(model: nn.Module, *, rank: int, alpha: int) -> list[str]:
-    """Add adapters to a model in place, and return the names of their weights; all others are frozen."""
+    """Add adapters to a model in place; return the names of what is trained: them, and latent norms that are live."""
     from peft import LoraConfig, inject_adapter_in_model
 
     there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=[name for name in _PROJECTIONS if name in there])
     model.requires_grad_(False)
     inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        if name.endswith(_LATENT_NORMS):
+            parameter.requires_grad_(True)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def merge_adapters(state: Mapping[str, Tensor], *, scale: float) -> dict[str, Tensor]:
-    """Return the changed weights under the names that they have without adapters: W + scale · B A."""
-    merged: dict[str, Tensor] = {}
+def merge_adapters(state: Mapping[str, Tensor], trained: Collection[str], *, scale: float) -> dict[str, Tensor]:
+    """Return what is trained, under the names that it has without adapters: W + scale · B A, and the others."""
+    merged = {name: state[name] for name in trained if not name.endswith((_DOWN, _UP))}
     for name, up in state.items():
         if not name.endswith(_UP):
             continue

@@ -17,6 +17,9 @@ from transmla.finetune.adapters import check_peft
 from transmla.finetune.data import Data, load_data
 from transmla.finetune.source import open_checkpoint, open_teacher
 
+# Of norms in the quantizable profile, and in no other model.
+_LARGE_EPS = 1e-3
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -55,6 +58,11 @@ def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:
     if request.window > config.max_position_embeddings:
         raise UsageError(
             f"--window {request.window} is longer than the model's context of {config.max_position_embeddings}."
+        )
+    if request.latent_norm == "live" and config.rms_norm_eps > _LARGE_EPS:
+        raise UsageError(
+            f"--latent-norm live is for the portable profile, and {converted.name} was converted with --profile "
+            "quantizable, which survives 8-bit blocks as it is."
         )
     teacher = open_teacher(request, converted, config)
     data = load_data(request, load_tokenizer(converted), vocab_size=config.vocab_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import torch
 import transformers
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, default_collate
 from transformers import PreTrainedModel, TrainingArguments
 
 import transmla
 from transmla.device import choose_device
 from transmla.finetune.adapters import add_adapters, merge_adapters
 from transmla.finetune.arguments import teacher_dtype
+from transmla.finetune.live import NUM_WINDOWS, make_live
 from transmla.finetune.loss import Mix
-from transmla.finetune.packing import PackedDataset
+from transmla.finetune.packing import PackedDataset, StreamedDataset
 from transmla.finetune.prepare import Prepared
 from transmla.finetune.report import FinetuneReport, points_of
 from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, load_trained
@@ -33,6 +35,7 @@ from transmla.modeling.plain import make_plain
 from transmla.progress import Progress
 
 _CE_WEIGHT = 0.1
+_START = "start"
 
 
 class Training:
@@ -43,13 +46,20 @@ class Training:
         request = self.request = prepared.request
         model = load_model(prepared.converted, dtype="float32", device=torch.device("cpu"))
         self.num_parameters = model.num_parameters()
-        self.writer = NativeWriter(prepared.converted, model, make_plain(model), max_shard_size=request.max_shard_size)
+        plain = make_plain(model)
+        if request.latent_norm == "live":
+            plain = make_live(model.to(arguments.device), plain, self._some_batches())
+        self.writer = NativeWriter(prepared.converted, model, plain, max_shard_size=request.max_shard_size)
         if request.train == "lora":
             self.trained = add_adapters(model, rank=request.lora_rank, alpha=request.lora_alpha)
         else:
             self.trained = choose_trained(model, everything=request.train == "all")
         if last is not None:
             load_trained(Path(arguments.output_dir) / CHECKPOINT.format(step=last) / TRAINING_FOLDER, model)
+        elif request.latent_norm == "live" and arguments.process_index == 0:
+            # Not what came in any more, and perhaps the best that there will be.
+            (start := Path(arguments.output_dir) / _START).mkdir(exist_ok=True)
+            self.writer.write(start, self.merged(model.state_dict()))
         self.num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if arguments.bf16 and not _is_sharded(arguments):
             # What is not trained is only multiplied with, and that in bfloat16 anyway.
@@ -60,6 +70,15 @@ class Training:
             # Its name since Transformers 5.2x; the old one warns.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         self.model = model
+
+    def _some_batches(self) -> list[dict[str, Tensor]]:
+        train = self.prepared.data.train
+        if isinstance(train, StreamedDataset):
+            windows = list(islice(train, NUM_WINDOWS))
+        else:
+            windows = [train[index] for index in range(min(NUM_WINDOWS, len(train)))]
+        size = self.arguments.per_device_eval_batch_size
+        return [default_collate(windows[start : start + size]) for start in range(0, len(windows), size)]
 
     def teaching(self, folder: Path) -> Teaching:
         """Load the teacher, or have it write down what it knows."""
@@ -117,17 +136,19 @@ class Training:
     def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the trained weights under their native names."""
         if self.request.train == "lora":
-            return merge_adapters(state, scale=self.request.lora_alpha / self.request.lora_rank)
+            return merge_adapters(state, self.trained, scale=self.request.lora_alpha / self.request.lora_rank)
         return {name: state[name] for name in self.trained}
 
     def write_best(self, report: FinetuneReport, folder: Path) -> None:
-        """Put the best weights into a folder: those of a checkpoint, or those that came in where none was better."""
-        best = Path(self.arguments.output_dir) / CHECKPOINT.format(step=report.best_step)
+        """Put the best weights into a folder: those of a checkpoint, or those of the start where none was better."""
+        work = Path(self.arguments.output_dir)
+        best = work / CHECKPOINT.format(step=report.best_step) if report.best_step else work / _START
         if best.is_dir():
             for path in best.iterdir():
                 if path.name != TRAINING_FOLDER:
                     path.rename(folder / path.name)
         else:
+            # Nothing has been trained, or not for the better: what came in.
             self.writer.write(folder, {} if report.steps else self.merged(self.model.state_dict()))
 
     def report(self, trainer: FinetuneTrainer) -> FinetuneReport:

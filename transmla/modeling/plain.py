@@ -15,18 +15,17 @@ nothing was trained. A norm that does something (``--latent-norm live``, DeepSee
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transmla.linalg.latent_norm import LATENT_EPS
 from transmla.modeling.exchange import has_latent_attention
 
-# eps of the latent norm in transformers (fact 2), and of the portable profile.
-_EPS = 1e-6
 # A neutralised norm keeps a latent's mean square far below eps, one that divides has it far above.
 _NEUTRAL = 0.05
 # What a projection may grow, in powers of two, before its norm's weight does.
@@ -116,6 +115,18 @@ class PlainFactors:
             native[f"{out.norm}.weight"] = native[weight].new_full((out.rank,), out.weight * larger)
         return native
 
+    def without_norms(self, names: Collection[str]) -> PlainFactors:
+        """Return the same for a model in which these norms are back, before rows and columns that are native."""
+        back = [out for out in self.norms if out.norm in names]
+        scales = dict(self.scales)
+        for out in back:
+            rows = scales[out.projection].rows.clone()
+            rows[: out.rank] = 1
+            scales[out.projection] = replace(scales[out.projection], rows=rows)
+            behind = out.norm.replace("a_layernorm", "b_proj")
+            scales[behind] = replace(scales[behind], columns=torch.ones_like(scales[behind].columns))
+        return replace(self, scales=scales, norms=tuple(out for out in self.norms if out not in back))
+
     def _unscaled(self, name: str, tensor: Tensor) -> Tensor:
         if name.endswith(_ADDING_TO_STREAM):
             tensor = tensor * self.stream
@@ -136,7 +147,7 @@ def make_plain(model: Any) -> PlainFactors:
     if not has_latent_attention(model):
         return PlainFactors(1.0, {}, ())
     eps = model.config.rms_norm_eps
-    stream = 2.0 ** round(math.log2(math.sqrt(eps / _EPS)))
+    stream = 2.0 ** round(math.log2(math.sqrt(eps / LATENT_EPS)))
     if stream != 1:
         for name, tensor in model.state_dict().items():
             if name.endswith(_ADDING_TO_STREAM):
