@@ -47,6 +47,8 @@ def refuses(cli, converted, tmp_path, calibration_text):
         (2, "--window 600 is longer than the model's context of 512", ["--window", "600"]),
         (2, "not take these arguments: .*wavy", ["--lr-scheduler-type", "wavy"]),
         (2, "not take these arguments: .*adamzz", ["--optim", "adamzz"]),
+        (2, "not take these arguments: .*nobody", ["--report-to", "nobody"]),
+        (2, "not take these arguments: .*ensor.?oard", ["--report-to", "tensorboard"]),
         (2, "--train: .*'half'", ["--train", "half"]),
         (2, "--max-shard-size '5 pounds' is not a size", ["--max-shard-size", "5 pounds"]),
         (1, "8000 are to be held out: pass more text, or lower --num-eval-windows", ["--num-eval-windows", "8000"]),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from transmla.config import FinetuneRequest
 from transmla.device import choose_device
@@ -64,7 +65,10 @@ def training_arguments(request: FinetuneRequest, data: Data, work: Path) -> Trai
         raise UsageError(f"training_arguments: {min(taken)} is set by a flag, or by transmla itself.")
     try:
         arguments = TrainingArguments(**given, **own, **request.training_arguments)
-    except (TypeError, ValueError, ImportError) as error:
+        # What Trainer would find missing once all weights are there.
+        for callback in get_reporting_integration_callbacks(arguments.report_to):
+            callback()
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise UsageError(f"Trainer does not take these arguments: {' '.join(str(error).split())}") from None
     # Several GPUs are for `accelerate launch`: copies of a model within one process cannot share a teacher.
     if arguments.n_gpu > 1:
