@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.finetune.conftest import SHORT, loads, weights
+from transmla.finetune.teacher import Teacher
 from transmla.finetune.trainer import FinetuneTrainer, Watcher
 
 FLAGS = "--max-steps 10 --eval-steps 3"
@@ -88,6 +89,49 @@ def test_a_killed_process_goes_on(converted, calibration_text, undisturbed, tmp_
     assert report_of(output)["heldout"][-1]["nll"] == pytest.approx(
         report_of(undisturbed)["heldout"][-1]["nll"], rel=1e-6
     )
+
+
+def test_interrupted_while_it_publishes(cli, converted, calibration_text, undisturbed, tmp_path, monkeypatch):
+    """The checkpoint stays whole, and nothing is trained again."""
+    output = tmp_path / "out"
+    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transmla.finetune.run.publish_texts", interrupt)
+        assert cli(*arguments).exit_code == 130
+    assert not output.exists()
+    assert all(loads(folder) for folder in checkpoints(output))
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "training_step", interrupt)
+        result = cli(*arguments, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert [point["step"] for point in report_of(output)["heldout"]] == [0, 3, 6, 9, 10]
+    first, second = weights(undisturbed), weights(output)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_teacher_that_is_interrupted_goes_on(cli, converted, calibration_text, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), "--max-steps", 2]
+    arguments += ["--teacher-top-k", 8]
+    read = []
+    original = Teacher.read
+
+    def interrupted(self, input_ids, *others):
+        read.append(len(input_ids))
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        return original(self, input_ids, *others)
+
+    monkeypatch.setattr(Teacher, "read", interrupted)
+    assert cli(*arguments).exit_code == 130
+    before = sum(read[:3])
+    assert cli(*arguments, "--resume").exit_code == 0
+    report = report_of(output)
+    assert before + sum(read[4:]) == report["num_sequences"] + report["num_heldout_sequences"]
 
 
 def test_without_resume_it_starts_anew(cli, converted, calibration_text, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -174,6 +175,34 @@ def test_a_source_can_be_trained_for_comparison(train, pair, tmp_path, train_wha
     names = changed(source, output)
     assert any("embed" in name for name in names) == (train_what == "all")
     assert json.loads((output / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_the_card_keeps_the_base_model(train, converted, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(converted, copy)
+    card = (copy / "README.md").read_text()
+    (copy / "README.md").write_text(card.replace("---\n", "---\nbase_model: org/source\n", 1))
+    first = train(copy, tmp_path / "first", "--max-steps 1")
+    second = train(first, tmp_path / "second", "--max-steps 1")
+    assert (second / "README.md").read_text().startswith("---\nbase_model: org/source\n")
+    (copy / "README.md").write_text("no card\n")
+    third = train(copy, tmp_path / "third", "--max-steps 1")
+    assert "base_model" not in (third / "README.md").read_text()
+
+
+def test_half_precision_where_nothing_is_trained(train, cli, pair, tmp_path, calibration_text):
+    """With products in bfloat16 the losses are near, and what comes out has the type that came in."""
+    source, converted = pair
+    flags = (*SIZES, *FEW, "--dtype", "bfloat16", "--calibration", calibration_text, "-q")
+    assert cli("convert", source, tmp_path / "mla", *flags).exit_code == 0
+    for number, checkpoint in enumerate((converted, tmp_path / "mla")):
+        full = report_of(train(checkpoint, tmp_path / f"full-{number}", "--max-steps 4"))
+        output = train(checkpoint, tmp_path / f"half-{number}", "--max-steps 4 --bf16")
+        for one, other in zip(full["heldout"], report_of(output)["heldout"], strict=True):
+            assert one["kl"] == pytest.approx(other["kl"], rel=0.05)
+        assert changed(checkpoint, output)
+    still = train(tmp_path / "mla", tmp_path / "still", "--max-steps 0 --bf16")
+    assert changed(tmp_path / "mla", still) == set()
 
 
 @pytest.mark.parametrize("family", ["qwen2", "mixtral"])

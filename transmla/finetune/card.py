@@ -11,6 +11,7 @@ from transmla.config import FinetuneRequest
 from transmla.errors import OutputError
 from transmla.finetune.report import FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE, FinetuneReport
 
+_CARD_FILE = "README.md"
 _CARD = """---
 {metadata}---
 
@@ -28,14 +29,23 @@ held out. The recipe is in `{recipe}`, every measurement in `{report}`.
 """
 
 
-def publish_texts(request: FinetuneRequest, report: FinetuneReport, work: Path, folder: Path) -> None:
+def publish_texts(
+    request: FinetuneRequest, report: FinetuneReport, *, converted: Path, work: Path, folder: Path
+) -> None:
     """Write recipe, report and card into the finished folder, and take along what loggers have left.
+
+    Args:
+        request: what was asked.
+        report: what was measured.
+        converted: folder of the checkpoint that came in.
+        work: where loggers write.
+        folder: the finished one.
 
     Raises:
         OutputError: the disk refuses.
     """
     texts = {
-        "README.md": model_card(request, report),
+        _CARD_FILE: model_card(request, report, converted / _CARD_FILE),
         FINETUNE_RECIPE_FILE: request.to_yaml(),
         FINETUNE_REPORT_FILE: report.model_dump_json(indent=2) + "\n",
     }
@@ -48,9 +58,10 @@ def publish_texts(request: FinetuneRequest, report: FinetuneReport, work: Path, 
         raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror}.") from None
 
 
-def model_card(request: FinetuneRequest, report: FinetuneReport) -> str:
-    """Write the card as Markdown with the hub's metadata."""
+def model_card(request: FinetuneRequest, report: FinetuneReport, before: Path) -> str:
+    """Write the card as Markdown with the hub's metadata; the base model is that of the card before."""
     metadata = {
+        **_base_model(before),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["transmla", "mla", "deepseek_v3"],
@@ -76,3 +87,12 @@ def model_card(request: FinetuneRequest, report: FinetuneReport) -> str:
         recipe=FINETUNE_RECIPE_FILE,
         report=FINETUNE_REPORT_FILE,
     )
+
+
+def _base_model(card: Path) -> dict[str, str]:
+    try:
+        _, metadata, _ = card.read_text(encoding="utf-8").split("---\n", 2)
+        base = yaml.safe_load(metadata)["base_model"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+    return {"base_model": base} if isinstance(base, str) else {}

@@ -59,30 +59,33 @@ def finetune(
     work = staging_folder(request.output_dir) / "work"
     arguments = training_arguments(request, prepared.data, work)
     with ExitStack() as stack:
-        staging = None
+        staging, last, note = None, None, _keep_nothing
         if arguments.process_index == 0:
             staging = stack.enter_context(
                 Staging(request.output_dir, identity=prepared.identity, resume=resume, overwrite=overwrite)
             )
-        last = max(steps_saved(work), default=None) if staging and staging.resumed else None
-        # Others must not look before the folder is there, nor find what is deleted.
+            last = max(steps_saved(work), default=None)
+            note = staging.journal.append
+        # The others must not look before the folder is there, nor find what is deleted.
         [last] = broadcast_object_list([last])
         arguments.eval_on_start = last is None
         training = Training(prepared, arguments, progress, last)
-        if staging is not None:
-            check_free_space(request.output_dir, 2 * training.writer.nbytes)
-        teaching = training.teaching(work / "teacher")
-        trainer = training.trainer(
-            teaching, (lambda entry: staging.journal.append(entry)) if staging else lambda _: None
-        )
-        if arguments.max_steps > 0:
+        if staging is not None and last is None:
+            # The best, the newest, and one that is being written.
+            check_free_space(request.output_dir, (request.save_total_limit + 2) * training.checkpoint_bytes)
+        trainer = training.trainer(training.teaching(work / "teacher", note), note)
+        resumed = None if last is None else str(work / CHECKPOINT.format(step=last) / TRAINING_FOLDER)
+        if (last or 0) < arguments.max_steps:
             with progress.task("Training", arguments.max_steps) as advance:
                 trainer.add_callback(Watcher(advance, tell))
-                trainer.train(None if last is None else str(work / CHECKPOINT.format(step=last) / TRAINING_FOLDER))
+                trainer.train(resumed)
+        elif resumed is not None:
+            # Interrupted when all was done but the publishing.
+            trainer.recall(resumed)
         report = training.report(trainer)
         if staging is not None:
             training.write_best(report, staging.folder)
-            publish_texts(prepared.request, report, work, staging.folder)
+            publish_texts(request, report, converted=prepared.converted.folder, work=work, folder=staging.folder)
             staging.publish()
         trainer.accelerator.wait_for_everyone()
     return report

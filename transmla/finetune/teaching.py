@@ -99,7 +99,9 @@ def write_down(
         for table, parts in zip((logprobs, tokens), zip(*found, strict=True), strict=True):
             table[start:stop] = torch.cat(parts).cpu().numpy().reshape(stop - start, *shape[1:])
             table.flush()
-        done_file.write_text(str(stop), encoding="ascii")
+        unfinished = done_file.with_suffix(".new")
+        unfinished.write_text(str(stop), encoding="ascii")
+        unfinished.replace(done_file)
         advance(stop - start)
 
 

@@ -111,10 +111,14 @@ class FinetuneTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, and know how long an interrupted run has taken before."""
         if resume_from_checkpoint is not None:
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
-            self._last_logged = state.global_step
-            self._started -= max((entry.get("seconds", 0) for entry in state.log_history), default=0)
+            self.recall(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def recall(self, folder: str) -> None:
+        """Take up the state that a checkpoint has left in its folder for resuming."""
+        self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+        self._last_logged = self.state.global_step
+        self._started -= max((entry.get("seconds", 0) for entry in self.state.log_history), default=0)
 
     @property
     def seconds(self) -> float:

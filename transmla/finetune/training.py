@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -44,7 +46,10 @@ class Training:
     def __init__(self, prepared: Prepared, arguments: TrainingArguments, progress: Progress, last: int | None) -> None:
         self.prepared, self.arguments, self.progress = prepared, arguments, progress
         request = self.request = prepared.request
-        model = load_model(prepared.converted, dtype="float32", device=torch.device("cpu"))
+        # A model that is sharded has weights of one type.
+        halved = arguments.bf16 and not _is_sharded(arguments)
+        dtype = "bfloat16" if halved and prepared.config.dtype == torch.bfloat16 else "float32"
+        model = load_model(prepared.converted, dtype=dtype, device=torch.device("cpu"))
         self.num_parameters = model.num_parameters()
         plain = make_plain(model)
         if request.latent_norm == "live":
@@ -54,6 +59,12 @@ class Training:
             self.trained = add_adapters(model, rank=request.lora_rank, alpha=request.lora_alpha)
         else:
             self.trained = choose_trained(model, everything=request.train == "all")
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+            elif halved and parameter.dim() > 1:
+                # Only multiplied with, and that in bfloat16 anyway.
+                parameter.data = parameter.data.bfloat16()
         if last is not None:
             load_trained(Path(arguments.output_dir) / CHECKPOINT.format(step=last) / TRAINING_FOLDER, model)
         elif request.latent_norm == "live" and arguments.process_index == 0:
@@ -61,11 +72,6 @@ class Training:
             (start := Path(arguments.output_dir) / _START).mkdir(exist_ok=True)
             self.writer.write(start, self.merged(model.state_dict()))
         self.num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if arguments.bf16 and not _is_sharded(arguments):
-            # What is not trained is only multiplied with, and that in bfloat16 anyway.
-            for parameter in model.parameters():
-                if not parameter.requires_grad and parameter.dim() > 1:
-                    parameter.data = parameter.data.bfloat16()
         if request.gradient_checkpointing:
             # Its name since Transformers 5.2x; the old one warns.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -80,8 +86,13 @@ class Training:
         size = self.arguments.per_device_eval_batch_size
         return [default_collate(windows[start : start + size]) for start in range(0, len(windows), size)]
 
-    def teaching(self, folder: Path) -> Teaching:
-        """Load the teacher, or have it write down what it knows."""
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Return what a checkpoint takes on the disk, with all that resuming needs: weights and two moments."""
+        return self.writer.nbytes + 3 * 4 * self.num_trained
+
+    def teaching(self, folder: Path, note: Callable[[dict[str, Any]], None]) -> Teaching:
+        """Load the teacher, or have it write down what it knows; ``note`` is told when there is work to be kept."""
         prepared, request = self.prepared, self.request
         if prepared.teacher is None:
             self.stream = 1.0
@@ -95,6 +106,7 @@ class Training:
         data = prepared.data
         assert isinstance(data.train, PackedDataset)
         if self.arguments.process_index == 0:
+            note({"teacher": prepared.teacher.name})
             with self.progress.task("Asking the teacher", len(data.heldout) + len(data.train)) as advance:
                 write_down(
                     teacher,
@@ -144,9 +156,10 @@ class Training:
         work = Path(self.arguments.output_dir)
         best = work / CHECKPOINT.format(step=report.best_step) if report.best_step else work / _START
         if best.is_dir():
-            for path in best.iterdir():
-                if path.name != TRAINING_FOLDER:
-                    path.rename(folder / path.name)
+            # Not moved: whenever the process is killed, the checkpoint must be whole.
+            shutil.copytree(
+                best, folder, copy_function=_link, ignore=shutil.ignore_patterns(TRAINING_FOLDER), dirs_exist_ok=True
+            )
         else:
             # Nothing has been trained, or not for the better: what came in.
             self.writer.write(folder, {} if report.steps else self.merged(self.model.state_dict()))
@@ -173,6 +186,15 @@ class Training:
             request=request.model_dump(mode="json"),
             versions=_versions(),
         )
+
+
+def _link(source: str, target: str) -> None:
+    """Have a file in two places without copying it, where the file system can."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _stream_eps(model: PreTrainedModel) -> float:
