@@ -5,11 +5,12 @@ Under ``accelerate launch`` every process runs all of it; one of them writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
 
 from transmla.checkpoint.publish import Staging, check_free_space, staging_folder
 from transmla.config import FinetuneRequest
@@ -37,6 +38,7 @@ def finetune(
     *,
     progress: Progress | None = None,
     tell: Callable[[str], None] = _say_nothing,
+    callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
     overwrite: bool = False,
 ) -> FinetuneReport:
@@ -46,6 +48,7 @@ def finetune(
         request: what is wanted.
         progress: who is told how far the work has come.
         tell: who is told what has been measured meanwhile.
+        callbacks: further ones for Transformers' Trainer.
         resume: continue an interrupted run of the same request from its last checkpoint.
         overwrite: replace an output folder that exists.
 
@@ -77,7 +80,8 @@ def finetune(
         resumed = None if last is None else str(work / CHECKPOINT.format(step=last) / TRAINING_FOLDER)
         if (last or 0) < arguments.max_steps:
             with progress.task("Training", arguments.max_steps) as advance:
-                trainer.add_callback(Watcher(advance, tell))
+                for callback in (Watcher(advance, tell), *callbacks):
+                    trainer.add_callback(callback)
                 trainer.train(resumed)
         elif resumed is not None:
             # Interrupted when all was done but the publishing.
