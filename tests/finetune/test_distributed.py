@@ -7,13 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from tests.finetune.conftest import SHORT, loads, weights
 
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSMLA_DEBUG": "1"}
 FLAGS = "--max-steps 5 --eval-steps 2 --num-eval-windows 15 --device cpu"
 CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
 
@@ -24,20 +27,37 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch(tmp_path, checkpoint, output, text, flags, **config):
-    """Run two processes by ``accelerate launch``; its MULTI_GPU is any number of processes, here on CPUs over gloo."""
+def command_of(tmp_path, checkpoint, output, text, flags, config):
+    """Two processes by ``accelerate launch``; its MULTI_GPU is any number of processes, here on CPUs over gloo."""
     path = tmp_path / "accelerate.yaml"
     common = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2}
     path.write_text(yaml.safe_dump({**common, "main_process_port": free_port(), **config}))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, "-m", "transmla", "finetune"]
-    command += [checkpoint, output, "--dataset", text, *SHORT.split(), *FLAGS.split(), *flags.split(), "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSMLA_DEBUG": "1"}
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment, timeout=300)
+    return [*command, checkpoint, output, "--dataset", text, *SHORT.split(), *FLAGS.split(), *flags.split(), "--json"]
+
+
+def launch(*arguments, **config):
+    """Run them, and return what the one that speaks says."""
+    done = subprocess.run(
+        command_of(*arguments, config), capture_output=True, encoding="utf-8", check=False, env=ALONE, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    # One of them speaks.
     report = json.loads(done.stdout)
     assert report["num_processes"] == 2
     return report
+
+
+def sharded(version):
+    """The config for many GPUs, but for their number and kind."""
+    config = yaml.safe_load((CONFIGS / "accelerate_fsdp.yaml").read_text())
+    fsdp = {**config["fsdp_config"], "fsdp_version": version}
+    if version == 1:
+        fsdp |= {
+            "fsdp_sharding_strategy": "FULL_SHARD",
+            "fsdp_use_orig_params": True,
+            "fsdp_sync_module_states": False,
+        }
+    return {"distributed_type": "FSDP", "fsdp_config": fsdp, "mixed_precision": "no"}
 
 
 def assert_same_losses(one, other):
@@ -71,21 +91,25 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, converted, calibra
 @pytest.mark.parametrize("train_what", ["attention", "all"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_sharded_over_two_processes(tmp_path, converted, calibration_text, alone, version, train_what):
-    """With the config for many GPUs, but for their number and kind."""
-    config = yaml.safe_load((CONFIGS / "accelerate_fsdp.yaml").read_text())
-    fsdp = {**config["fsdp_config"], "fsdp_version": version}
-    if version == 1:
-        fsdp |= {
-            "fsdp_sharding_strategy": "FULL_SHARD",
-            "fsdp_use_orig_params": True,
-            "fsdp_sync_module_states": False,
-        }
-    report = launch(
-        tmp_path, converted, tmp_path / "out", calibration_text,
-        f"--per-device-train-batch-size 2 --train {train_what}",
-        distributed_type="FSDP", fsdp_config=fsdp, mixed_precision="no",
-    )  # fmt: skip
+    flags = f"--per-device-train-batch-size 2 --train {train_what}"
+    report = launch(tmp_path, converted, tmp_path / "out", calibration_text, flags, **sharded(version))
     if train_what == "attention":
         assert_same_losses(alone, report)
     assert loads(tmp_path / "out")
     assert weights(tmp_path / "out").keys() == weights(converted).keys()
+
+
+def test_sharded_and_killed(tmp_path, converted, calibration_text, alone):
+    """All processes at once, as when a machine goes down."""
+    arguments = (tmp_path, converted, tmp_path / "out", calibration_text)
+    flags = "--per-device-train-batch-size 2"
+    command = command_of(*arguments, flags, sharded(2))
+    work = tmp_path / ".out.partial" / "work"
+    with subprocess.Popen(command, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(work.glob("checkpoint-*")):
+            time.sleep(0.01)
+        for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+            victim.kill()
+    assert all(loads(folder) for folder in work.glob("checkpoint-*"))
+    assert not (tmp_path / "out").exists()
+    assert_same_losses(alone, launch(*arguments, f"{flags} --resume", **sharded(2)))
