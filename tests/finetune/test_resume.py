@@ -37,21 +37,32 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted((output.with_name(f".{output.name}.partial") / "work").glob("checkpoint-*"))
 
 
+@pytest.fixture
+def interrupted(cli, converted, calibration_text, tmp_path, monkeypatch):
+    """Run a training that is interrupted before a step, and return its arguments."""
+
+    def interrupted(step, flags=FLAGS):
+        output = tmp_path / "out"
+        arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *flags.split()]
+
+        def interrupt(self, args, state, control, **_):
+            if state.global_step == step:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
+            result = cli(*arguments)
+        assert result.exit_code == 130
+        assert "Continue with --resume." in result.stderr
+        assert not output.exists()
+        return arguments
+
+    return interrupted
+
+
 @pytest.mark.parametrize("step", [4, 6, 8])
-def test_an_interrupted_run_goes_on(cli, converted, calibration_text, undisturbed, tmp_path, monkeypatch, step):
-    output = tmp_path / "out"
-    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
-
-    def interrupt(self, args, state, control, **_):
-        if state.global_step == step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
-        result = cli(*arguments)
-    assert result.exit_code == 130
-    assert "Continue with --resume." in result.stderr
-    assert not output.exists()
+def test_an_interrupted_run_goes_on(cli, interrupted, undisturbed, tmp_path, step):
+    arguments, output = interrupted(step), tmp_path / "out"
     assert checkpoints(output)
     assert all(loads(folder) for folder in checkpoints(output))
 
@@ -134,36 +145,16 @@ def test_a_teacher_that_is_interrupted_goes_on(cli, converted, calibration_text,
     assert before + sum(read[4:]) == report["num_sequences"] + report["num_heldout_sequences"]
 
 
-def test_without_resume_it_starts_anew(cli, converted, calibration_text, tmp_path, monkeypatch):
-    output = tmp_path / "out"
-    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
-
-    def interrupt(self, args, state, control, **_):
-        if state.global_step == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
-        assert cli(*arguments).exit_code == 130
-    assert cli(*arguments, "--max-steps", 2).exit_code == 0
-    assert [point["step"] for point in report_of(output)["heldout"]] == [0, 2]
+def test_without_resume_it_starts_anew(cli, interrupted, tmp_path):
+    assert cli(*interrupted(4), "--max-steps", 2).exit_code == 0
+    assert [point["step"] for point in report_of(tmp_path / "out")["heldout"]] == [0, 2]
 
 
-def test_other_settings_do_not_go_on(cli, converted, calibration_text, tmp_path, monkeypatch):
-    output = tmp_path / "out"
-    arguments = ["finetune", converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
-
-    def interrupt(self, args, state, control, **_):
-        if state.global_step == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
-        assert cli(*arguments).exit_code == 130
-    result = cli(*arguments, "--resume", "--seed", 3)
+def test_other_settings_do_not_go_on(cli, interrupted, tmp_path):
+    result = cli(*interrupted(4), "--resume", "--seed", 3)
     assert result.exit_code == 1
     assert "another source, text or settings" in result.stderr
-    assert checkpoints(output)
+    assert checkpoints(tmp_path / "out")
 
 
 def test_a_gradient_that_is_not_finite_stops(cli, converted, calibration_text, tmp_path, monkeypatch):
@@ -185,8 +176,7 @@ def test_a_gradient_that_is_not_finite_stops(cli, converted, calibration_text, t
     assert loads(last)
 
 
-def test_the_best_and_the_newest_are_kept(cli, converted, calibration_text, tmp_path, monkeypatch):
-    output = tmp_path / "out"
+def test_the_best_and_the_newest_are_kept(interrupted, tmp_path, monkeypatch):
     original = FinetuneTrainer.evaluate
 
     def worse_and_worse(self, *arguments, **options):
@@ -194,13 +184,6 @@ def test_the_best_and_the_newest_are_kept(cli, converted, calibration_text, tmp_
         metrics["eval_loss"] = float(self.state.global_step)
         return metrics
 
-    def interrupt(self, args, state, control, **_):
-        if state.global_step == 9:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FinetuneTrainer, "evaluate", worse_and_worse)
-        patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
-        arguments = [*SHORT.split(), "--max-steps", 10, "--eval-steps", 2]
-        assert cli("finetune", converted, output, "--dataset", calibration_text, *arguments).exit_code == 130
-    assert [path.name for path in checkpoints(output)] == ["checkpoint-2", "checkpoint-8"]
+    monkeypatch.setattr(FinetuneTrainer, "evaluate", worse_and_worse)
+    interrupted(9, "--max-steps 10 --eval-steps 2")
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-8"]

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.finetune.adapters import add_adapters
 from transmla.finetune.loss import CHUNK_NUMBERS, CPU_CHUNK_NUMBERS
+from transmla.finetune.report import Memory
 from transmla.finetune.student import choose_trained
 from transmla.modeling.exchange import absorb, has_latent_attention
 
@@ -52,36 +53,6 @@ class Setting:
     bf16: bool
     checkpointing: bool
     on_cpu: bool
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device, where weights are not sharded.
-
-    Attributes:
-        num_trained: weights that are trained.
-        frozen, trained: the two kinds of weights.
-        optimiser: two moments of each trained weight.
-        gradients: of each trained weight.
-        activations: kept for the backward pass, and a chunk of logits.
-        recomputed: what of them is there again beside the gradients, where layers are computed twice.
-        teacher: weights of the teacher, if it is in memory.
-    """
-
-    num_trained: int
-    frozen: int
-    trained: int
-    optimiser: int
-    gradients: int
-    activations: int
-    recomputed: int
-    teacher: int
-
-    @property
-    def peak(self) -> int:
-        """Return the most at once: what is kept is gone when all gradients are there."""
-        held = self.frozen + self.trained + self.optimiser + self.teacher
-        return held + max(self.activations, self.gradients + self.recomputed)
 
 
 def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes: int = 0) -> Memory:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from transformers import TrainingArguments
 
@@ -14,7 +12,7 @@ from transmla.finetune.arguments import teacher_dtype, training_arguments
 from transmla.finetune.memory import Setting, estimate_memory
 from transmla.finetune.packing import PackedDataset
 from transmla.finetune.prepare import Prepared, prepare
-from transmla.finetune.report import FinetunePlan, MemoryEstimate
+from transmla.finetune.report import FinetunePlan
 
 
 def plan_finetune(request: FinetuneRequest, *, overwrite: bool = False) -> FinetunePlan:
@@ -41,7 +39,7 @@ def plan_finetune(request: FinetuneRequest, *, overwrite: bool = False) -> Finet
         num_heldout_sequences=len(prepared.data.heldout),
         steps=arguments.max_steps,
         tokens_per_step=batch * request.window,
-        memory=MemoryEstimate(**dataclasses.asdict(memory), peak=memory.peak),
+        memory=memory,
         checkpoint_bytes=weights + memory.trained + memory.optimiser,
     )
 

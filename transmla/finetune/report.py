@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 FINETUNE_REPORT_FILE = "transmla_finetune.json"
 FINETUNE_RECIPE_FILE = "transmla_finetune.yaml"
@@ -14,8 +14,18 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class MemoryEstimate(_Record):
-    """Bytes on each device, as :class:`transmla.finetune.memory.Memory` has them."""
+class Memory(_Record):
+    """Bytes on one device, where weights are not sharded.
+
+    Attributes:
+        num_trained: weights that are trained.
+        frozen, trained: the two kinds of weights.
+        optimiser: two moments of each trained weight.
+        gradients: of each trained weight.
+        activations: kept for the backward pass, and a chunk of logits.
+        recomputed: what of them is there again beside the gradients, where layers are computed twice.
+        teacher: weights of the teacher, if it is in memory.
+    """
 
     num_trained: int
     frozen: int
@@ -25,7 +35,13 @@ class MemoryEstimate(_Record):
     activations: int
     recomputed: int
     teacher: int
-    peak: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def peak(self) -> int:
+        """Return the most at once: what is kept is gone when all gradients are there."""
+        held = self.frozen + self.trained + self.optimiser + self.teacher
+        return held + max(self.activations, self.gradients + self.recomputed)
 
 
 class FinetunePlan(_Record):
@@ -45,7 +61,7 @@ class FinetunePlan(_Record):
     num_heldout_sequences: int
     steps: int
     tokens_per_step: int
-    memory: MemoryEstimate
+    memory: Memory
     checkpoint_bytes: int
 
 
