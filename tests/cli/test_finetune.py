@@ -141,3 +141,11 @@ def test_progress_and_measurements_are_told_on_stderr(cli, converted, tmp_path, 
     assert json.loads(result.stdout)["steps"] == 2
     assert "held out: perplexity" in result.stderr
     assert "Training" in result.stderr
+
+
+def test_the_teacher_s_type_is_a_word(cli, converted, tmp_path, calibration_text):
+    arguments = ["finetune", converted, tmp_path / "out", "--dataset", calibration_text, *FEW, "--json", "-q"]
+    result = cli(*arguments, "--teacher-dtype", "bfloat16")
+    assert result.exit_code == 0, result.stderr
+    # The model was written exactly as its teacher is; rounded, the teacher is another one.
+    assert json.loads(result.stdout)["heldout"][0]["kl"] > 1e-7

@@ -14,11 +14,11 @@ from transmla.arch.skeleton import Skeleton
 from transmla.checkpoint.plan import TensorPlan, plan_shards
 from transmla.evaluate.memory import LiveTensors
 from transmla.finetune import loss
-from transmla.finetune.adapters import add_adapters
 from transmla.finetune.loss import Mix
 from transmla.finetune.memory import Setting, estimate_memory
-from transmla.finetune.student import Student, choose_trained
+from transmla.finetune.student import Student
 from transmla.finetune.teacher import FullTargets, Lesson
+from transmla.finetune.trained import choose_trained, take_types
 from transmla.modeling import absorb
 
 # Large enough beside the odds and ends that no estimate counts.
@@ -50,12 +50,8 @@ def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing):
     monkeypatch.setattr("transmla.finetune.memory.CPU_CHUNK_NUMBERS", 2**18)
     torch.manual_seed(0)
     model = absorb(DeepseekV3ForCausalLM(CONFIG))
-    trained = (
-        add_adapters(model, rank=8, alpha=8) if train == "lora" else choose_trained(model, everything=train == "all")
-    )
-    for name, parameter in model.named_parameters():
-        if bf16 and name not in trained and parameter.dim() > 1:
-            parameter.data = parameter.data.bfloat16()
+    trained = choose_trained(model, train, lora_rank=8, lora_alpha=8)
+    take_types(model, halved=bf16)
     if checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     student = Student.made_of(model, Mix(0.1)).train()

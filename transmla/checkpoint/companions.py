@@ -24,6 +24,8 @@ COMPANIONS = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+# What a conversion leaves beside the weights: how it was made, and what it measured.
+RECIPE_FILE, REPORT_FILE = "transmla_recipe.yaml", "transmla_report.json"
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
 

@@ -35,7 +35,7 @@ def finetune_model(
     gguf_file: Annotated[str | None, typer.Option(help=_help("gguf_file"))] = None,
     revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
     token: Annotated[str | None, typer.Option(help=_help("token"))] = None,
-    teacher_dtype: Annotated[float | None, typer.Option(help=_help("teacher_dtype"))] = None,
+    teacher_dtype: Annotated[str | None, typer.Option(help=_help("teacher_dtype"))] = None,
     teacher_device: Annotated[str | None, typer.Option(help=_help("teacher_device"))] = None,
     teacher_top_k: Annotated[int | None, typer.Option(help=_help("teacher_top_k"))] = None,
     temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,

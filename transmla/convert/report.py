@@ -4,8 +4,6 @@ from pydantic import BaseModel, ConfigDict
 
 from transmla.convert.plan import PlanSummary
 
-REPORT_FILE = "transmla_report.json"
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,20 +13,18 @@ from torch import Tensor
 
 import transmla
 from transmla.calibration.text import load_tokenizer, mixed_windows, open_documents
-from transmla.checkpoint.companions import copy_companions
+from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.writer import CheckpointWriter
 from transmla.config import ConvertRequest
 from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.predict import predict_splits
-from transmla.convert.report import REPORT_FILE, CalibrationReport, ConversionReport, LayerReport
+from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.walk import walk_layers
 from transmla.errors import DataError, OutputError
 from transmla.progress import Progress, Silent
-
-RECIPE_FILE = "transmla_recipe.yaml"
 
 
 def convert(

@@ -19,10 +19,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from transmla.arch.skeleton import empty_matrices_are_fine
-from transmla.finetune.adapters import add_adapters
+from transmla.config import Train
 from transmla.finetune.loss import CHUNK_NUMBERS, CPU_CHUNK_NUMBERS
 from transmla.finetune.report import Memory
-from transmla.finetune.student import choose_trained
+from transmla.finetune.trained import choose_trained, take_types
 from transmla.modeling.exchange import absorb, has_latent_attention
 
 _FULL, _HALF = 4, 2
@@ -46,7 +46,7 @@ class Setting:
         on_cpu: smaller chunks of logits.
     """
 
-    train: str
+    train: Train
     lora_rank: int
     batch_size: int
     window: int
@@ -117,15 +117,10 @@ def _count(config: PreTrainedConfig, setting: Setting, layers: int) -> _Counts:
 
     with torch.device("meta"), empty_matrices_are_fine():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        if setting.train == "lora":
-            add_adapters(model, rank=setting.lora_rank, alpha=setting.lora_rank)
-        else:
-            choose_trained(model, everything=setting.train == "all")
+        choose_trained(model, setting.train, lora_rank=setting.lora_rank, lora_alpha=setting.lora_rank)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = (absorb(model) if has_latent_attention(model) else model).to_empty(device="cpu").train()
-        for parameter in model.parameters():
-            if setting.bf16 and not parameter.requires_grad and parameter.dim() > 1:
-                parameter.data = parameter.data.bfloat16()
+        take_types(model, halved=setting.bf16)
         parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         tokens = torch.zeros(setting.batch_size, setting.window, dtype=torch.int64)
         cast = torch.autocast("cpu", torch.bfloat16) if setting.bf16 else nullcontext()

@@ -13,6 +13,7 @@ from transmla.finetune.memory import Setting, estimate_memory
 from transmla.finetune.packing import PackedDataset
 from transmla.finetune.prepare import Prepared, prepare
 from transmla.finetune.report import FinetunePlan
+from transmla.finetune.save import checkpoint_bytes
 
 
 def plan_finetune(request: FinetuneRequest, *, overwrite: bool = False) -> FinetunePlan:
@@ -40,7 +41,7 @@ def plan_finetune(request: FinetuneRequest, *, overwrite: bool = False) -> Finet
         steps=arguments.max_steps,
         tokens_per_step=batch * request.window,
         memory=memory,
-        checkpoint_bytes=weights + memory.trained + memory.optimiser,
+        checkpoint_bytes=checkpoint_bytes(weights, memory.num_trained),
     )
 
 

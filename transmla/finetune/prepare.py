@@ -16,9 +16,7 @@ from transmla.errors import UsageError
 from transmla.finetune.adapters import check_peft
 from transmla.finetune.data import Data, load_data
 from transmla.finetune.source import open_checkpoint, open_teacher
-
-# Of norms in the quantizable profile, and in no other model.
-_LARGE_EPS = 1e-3
+from transmla.modeling.load import is_quantizable
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:
         raise UsageError(
             f"--window {request.window} is longer than the model's context of {config.max_position_embeddings}."
         )
-    if request.latent_norm == "live" and config.rms_norm_eps > _LARGE_EPS:
+    if request.latent_norm == "live" and is_quantizable(config):
         raise UsageError(
             f"--latent-norm live is for the portable profile, and {converted.name} was converted with --profile "
             "quantizable, which survives 8-bit blocks as it is."

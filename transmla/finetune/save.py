@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from transmla.checkpoint.companions import copy_companions
+from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
 from transmla.checkpoint.plan import TensorPlan, plan_shards
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source
@@ -28,8 +28,6 @@ from transmla.modeling.plain import PlainFactors
 
 TRAINING_FOLDER = "training"
 _TRAINED_FILE = "trained.safetensors"
-# Companions that are ours: how the checkpoint was converted.
-RECORDS = ("transmla_recipe.yaml", "transmla_report.json")
 
 
 class NativeWriter:
@@ -82,7 +80,7 @@ class NativeWriter:
             writer.write(self._reader.read([name]))
         writer.finish()
         copy_companions(self._converted.folder, folder)
-        for name in ("config.json", *RECORDS):
+        for name in ("config.json", RECIPE_FILE, REPORT_FILE):
             if (path := self._converted.folder / name).is_file():
                 shutil.copyfile(path, folder / name)
 
@@ -91,6 +89,11 @@ def _by_layer(names: Iterable[str]) -> Iterable[list[str]]:
     """Group the names of a state by decoder layer, in order."""
     for _, group in groupby(names, key=lambda name: name.split(".")[:3] if ".layers." in name else name):
         yield list(group)
+
+
+def checkpoint_bytes(native_bytes: int, num_trained: int) -> int:
+    """Return what a checkpoint takes: the model, and in float32 what is trained with its two moments."""
+    return native_bytes + 3 * 4 * num_trained
 
 
 def save_trained(folder: Path, state: Mapping[str, Tensor]) -> None:

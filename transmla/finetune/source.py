@@ -6,12 +6,12 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from transmla.checkpoint.companions import RECIPE_FILE
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import FinetuneRequest, read_recipe
 from transmla.errors import CheckpointError, UsageError
 from transmla.modeling.load import read_config
 
-_RECIPE_FILE = "transmla_recipe.yaml"
 NO_TEACHER = "none"
 
 
@@ -59,10 +59,10 @@ def open_teacher(request: FinetuneRequest, converted: Source, config: PreTrained
 
 
 def _recorded_source(converted: Source) -> tuple[str, str | None, str | None]:
-    path = converted.folder / _RECIPE_FILE
+    path = converted.folder / RECIPE_FILE
     if not path.is_file():
         raise UsageError(
-            f"{converted.name} does not say what it was converted from ({_RECIPE_FILE} is missing): name the teacher "
+            f"{converted.name} does not say what it was converted from ({RECIPE_FILE} is missing): name the teacher "
             "with --teacher, or pass --teacher none."
         )
     recipe = read_recipe(Path(path))

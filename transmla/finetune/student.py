@@ -90,13 +90,3 @@ def _mismatch(outputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...], stream: f
         for output, target in zip(outputs, wanted, strict=True)
     ]
     return torch.stack(errors).mean()
-
-
-def choose_trained(model: PreTrainedModel, *, everything: bool) -> list[str]:
-    """Freeze what is not trained, and return the names of what is: all weights, or those of attention alone."""
-    trained = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(everything or ".self_attn." in name)
-        if parameter.requires_grad:
-            trained.append(name)
-    return trained

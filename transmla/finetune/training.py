@@ -20,17 +20,18 @@ from transformers import PreTrainedModel, TrainingArguments
 
 import transmla
 from transmla.device import choose_device
-from transmla.finetune.adapters import add_adapters, merge_adapters
+from transmla.finetune.adapters import merge_adapters
 from transmla.finetune.arguments import teacher_dtype
 from transmla.finetune.live import NUM_WINDOWS, make_live
 from transmla.finetune.loss import Mix
 from transmla.finetune.packing import PackedDataset, StreamedDataset
 from transmla.finetune.prepare import Prepared
 from transmla.finetune.report import FinetuneReport, points_of
-from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, load_trained
-from transmla.finetune.student import Student, choose_trained
+from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, checkpoint_bytes, load_trained
+from transmla.finetune.student import Student
 from transmla.finetune.teacher import Teacher
 from transmla.finetune.teaching import LiveTeaching, NoTeaching, WrittenTeaching, write_down
+from transmla.finetune.trained import choose_trained, take_types
 from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Teaching
 from transmla.modeling.load import load_model
 from transmla.modeling.plain import make_plain
@@ -55,16 +56,8 @@ class Training:
         if request.latent_norm == "live":
             plain = make_live(model.to(arguments.device), plain, self._some_batches())
         self.writer = NativeWriter(prepared.converted, model, plain, max_shard_size=request.max_shard_size)
-        if request.train == "lora":
-            self.trained = add_adapters(model, rank=request.lora_rank, alpha=request.lora_alpha)
-        else:
-            self.trained = choose_trained(model, everything=request.train == "all")
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-            elif halved and parameter.dim() > 1:
-                # Only multiplied with, and that in bfloat16 anyway.
-                parameter.data = parameter.data.bfloat16()
+        self.trained = choose_trained(model, request.train, lora_rank=request.lora_rank, lora_alpha=request.lora_alpha)
+        take_types(model, halved=halved)
         if last is not None:
             load_trained(Path(arguments.output_dir) / CHECKPOINT.format(step=last) / TRAINING_FOLDER, model)
         elif request.latent_norm == "live" and arguments.process_index == 0:
@@ -88,8 +81,8 @@ class Training:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Return what a checkpoint takes on the disk, with all that resuming needs: weights and two moments."""
-        return self.writer.nbytes + 3 * 4 * self.num_trained
+        """Return what a checkpoint takes on the disk, with all that resuming needs."""
+        return checkpoint_bytes(self.writer.nbytes, self.num_trained)
 
     def teaching(self, folder: Path, note: Callable[[dict[str, Any]], None]) -> Teaching:
         """Load the teacher, or have it write down what it knows; ``note`` is told when there is work to be kept."""

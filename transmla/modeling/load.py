@@ -26,12 +26,17 @@ def read_config(model: Source, *, computed: bool = True) -> PreTrainedConfig:
     """
     config = _load(AutoConfig, model, "config").get_text_config()
     # Transformers has its own eps for the latent norm, and would give garbage without a word.
-    if computed and config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3:
+    if computed and is_quantizable(config):
         raise UnsupportedModelError(
             f"{model.name} was converted with --profile quantizable, which transformers cannot compute "
             f"(rms_norm_eps {config.rms_norm_eps:g}): take the portable profile of the same conversion."
         )
     return config
+
+
+def is_quantizable(config: PreTrainedConfig) -> bool:
+    """Say whether a config is of the quantizable profile, the only one whose norms have a large eps."""
+    return config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3
 
 
 def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrainedModel:
