@@ -48,9 +48,15 @@ def plain(*lengths, whole=False):
         start += length
 
 
+def sequences(documents, window=8):
+    return [row.lay_out() for row in pack(documents, window=window, pad_token=0)]
+
+
 def test_rows_are_documents_with_an_end(tokenizer, tmp_path):
-    path = write_rows(tmp_path / "rows.jsonl", [{"text": "The wheel."}, {"text": None}, {"text": "The ninth winter."}])
-    documents = list(read_documents(path, tokenizer, window=8))
+    path = write_rows(
+        tmp_path / "rows.jsonl", [{"text": "The wheel."}, {"text": None}, {"text": ""}, {"text": "The ninth winter."}]
+    )
+    documents = list(read_documents(path, tokenizer))
     assert [tokenizer.decode(document.tokens) for document in documents] == [
         "<s>The wheel.</s>",
         "<s>The ninth winter.</s>",
@@ -60,15 +66,15 @@ def test_rows_are_documents_with_an_end(tokenizer, tmp_path):
 
 def test_a_text_file_is_one_stream(tokenizer, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    documents = list(read_documents(str(tmp_path / "text.txt"), tokenizer, window=16))
-    assert {len(document.tokens) for document in documents[:-1]} == {16}
+    documents = list(read_documents(str(tmp_path / "text.txt"), tokenizer))
+    assert [document.begins for document in documents] == [True] + [False] * (len(documents) - 1)
     joined = [token for document in documents for token in document.tokens]
     assert joined == tokenizer(TEXT, add_special_tokens=False)["input_ids"]
 
 
 def test_only_what_the_assistant_says_is_learnt(tokenizer, tmp_path):
     path = write_rows(tmp_path / "chat.jsonl", [{"messages": CONVERSATION}])
-    [document] = read_documents(path, tokenizer, window=8)
+    [document] = read_documents(path, tokenizer)
     learnt = [token for token, learn in zip(document.tokens, document.learnt, strict=True) if learn]
     assert tokenizer.decode(learnt) == "The wheel.<|end|>\nThe ninth.<|end|>\n"
     assert tokenizer.decode(document.tokens).startswith("<|system|>Be brief.<|end|>\n<|user|>What")
@@ -77,7 +83,7 @@ def test_only_what_the_assistant_says_is_learnt(tokenizer, tmp_path):
 
 def test_messages_may_have_another_column(tokenizer, tmp_path):
     path = write_rows(tmp_path / "chat.jsonl", [{"talk": CONVERSATION, "id": "a"}])
-    [document] = read_documents(path, tokenizer, window=8, text_column="talk")
+    [document] = read_documents(path, tokenizer, text_column="talk")
     assert sum(document.learnt) < len(document.tokens)
 
 
@@ -95,11 +101,11 @@ def test_what_is_no_data_is_refused(tokenizer, tmp_path, template, row, message)
     tokenizer.chat_template = template
     path = write_rows(tmp_path / "rows.jsonl", [row])
     with pytest.raises(DataError, match=message):
-        list(read_documents(path, tokenizer, window=8))
+        list(read_documents(path, tokenizer))
 
 
 def test_text_fills_sequences_and_positions_begin_anew():
-    first, second = pack(plain(5, 2, 6), window=8, pad_token=0)
+    first, second = sequences(plain(5, 2, 6))
     assert first["input_ids"].tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
     assert first["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 0]
     assert first["labels"].tolist() == [IGNORED, 3, 4, 5, 6, IGNORED, 8, IGNORED]
@@ -109,7 +115,7 @@ def test_text_fills_sequences_and_positions_begin_anew():
 
 
 def test_conversations_stay_in_one():
-    first, second, third = pack(plain(5, 5, 11, whole=True), window=8, pad_token=0)
+    first, second, third = sequences(plain(5, 5, 11, whole=True))
     assert first["input_ids"].tolist() == [2, 3, 4, 5, 6, 0, 0, 0]
     assert second["input_ids"].tolist() == [7, 8, 9, 10, 11, 0, 0, 0]
     assert third["input_ids"].tolist() == list(range(12, 20))
@@ -117,22 +123,22 @@ def test_conversations_stay_in_one():
 
 def test_sequences_without_anything_to_learn_are_left_out():
     documents = [Document([1, 2, 3], [False] * 3, True), Document([4], [True])]
-    assert list(pack(documents, window=3, pad_token=0)) == []
+    assert sequences(documents, window=3) == []
 
 
 @given(st.lists(st.integers(1, 20), max_size=12), st.integers(2, 9))
 def test_no_token_of_a_text_is_lost(lengths, window):
     documents = list(plain(*lengths))
-    sequences = list(pack(documents, window=window, pad_token=0))
-    packed = [token for sequence in sequences for token in sequence["input_ids"].tolist() if token]
+    found = sequences(documents, window=window)
+    packed = [token for sequence in found for token in sequence["input_ids"].tolist() if token]
     everything = [token for document in documents for token in document.tokens]
     # But for sequences of nothing but first tokens, which have nothing to be predicted from.
     assert set(packed) <= set(everything)
-    learnt = sum(int((sequence["labels"] != IGNORED).sum()) for sequence in sequences)
-    pieces = sum(int((sequence["position_ids"] == 0).sum()) for sequence in sequences)
+    learnt = sum(int((sequence["labels"] != IGNORED).sum()) for sequence in found)
+    pieces = sum(int((sequence["position_ids"] == 0).sum()) for sequence in found)
     assert learnt <= len(everything)
     assert learnt >= len(packed) - pieces
-    assert all(len(sequence["input_ids"]) == window for sequence in sequences)
+    assert all(len(sequence["input_ids"]) == window for sequence in found)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -146,7 +152,7 @@ def test_documents_of_one_sequence_do_not_see_each_other(tmp_path, attention):
         for document in documents:
             tokens = torch.tensor([document.tokens])
             alone.append(model(tokens).logits[0])
-        [packed] = pack(documents, window=32, pad_token=0)
+        [packed] = sequences(documents, window=32)
         together = model(packed["input_ids"][None], position_ids=packed["position_ids"][None], use_cache=False).logits[
             0
         ]
@@ -154,15 +160,46 @@ def test_documents_of_one_sequence_do_not_see_each_other(tmp_path, attention):
 
 
 def test_a_dataset_in_memory_gives_back_what_it_was_given():
-    sequences = list(pack(plain(5, 2, 6), window=8, pad_token=0))
-    dataset = PackedDataset(sequences, first_index=40)
+    rows = list(pack(plain(5, 2, 6), window=8, pad_token=0))
+    dataset = PackedDataset(rows, first_index=40)
     assert len(dataset) == 2
-    for number, sequence in enumerate(sequences):
+    for number, row in enumerate(rows):
         item = dataset[number]
         assert item.pop("index") == 40 + number
-        for key, value in sequence.items():
+        for key, value in row.lay_out().items():
             assert torch.equal(item[key], value)
-    assert dataset.num_learnt == 9
+
+
+def test_each_pass_cuts_text_elsewhere():
+    dataset = PackedDataset(pack([*plain(20), Document(list(range(22, 42)), [True] * 20)], window=8, pad_token=0))
+    beginnings = set()
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        items = [dataset[index] for index in range(len(dataset))]
+        # A pass shows every token once, and the same ones as the others.
+        assert sorted(token for item in items for token in item["input_ids"].tolist()) == list(range(2, 42))
+        beginnings.add(int(items[0]["input_ids"][0]))
+        for item in items:
+            tokens, positions = item["input_ids"], item["position_ids"]
+            # A document, the text behind its end, and a sequence begin anew; nothing else does.
+            anew = (tokens == 22) | (tokens == 2) | (torch.arange(8) == 0)
+            assert torch.equal(positions == 0, anew)
+            assert torch.equal(positions[1:][~anew[1:]], positions[:-1][~anew[1:]] + 1)
+            assert torch.equal(item["labels"], torch.where(positions > 0, tokens, IGNORED))
+    assert len(beginnings) == 5
+    dataset.set_epoch(0)
+    assert dataset[1]["input_ids"].tolist() == list(range(10, 18))
+
+
+def test_what_must_stay_in_one_piece_does_in_every_pass():
+    whole = list(pack([*plain(8, 8), *plain(5, 5, whole=True), *plain(11)], window=8, pad_token=0))
+    assert [row.flows for row in whole] == [True, True, False, False, True]
+    dataset = PackedDataset(whole)
+    before = [dataset[index] for index in range(len(dataset))]
+    dataset.set_epoch(1)
+    after = [dataset[index] for index in range(len(dataset))]
+    same = [torch.equal(one["input_ids"], two["input_ids"]) for one, two in zip(before, after, strict=True)]
+    assert same == [False, False, True, True, False]
 
 
 def test_a_stream_is_the_same_each_time_and_never_ends():

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transmla.config import FinetuneRequest
 from transmla.errors import DataError
 from transmla.finetune.documents import read_documents
-from transmla.finetune.packing import PackedDataset, Sequences, StreamedDataset, pack
+from transmla.finetune.packing import PackedDataset, Row, StreamedDataset, pack
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class _Packed:
     tokenizer: PreTrainedTokenizerBase
     skip: int = 0
 
-    def __iter__(self) -> Iterator[Sequences]:
-        documents = read_documents(
-            self.dataset, self.tokenizer, window=self.request.window, text_column=self.request.text_column
-        )
+    def __iter__(self) -> Iterator[Row]:
+        documents = read_documents(self.dataset, self.tokenizer, text_column=self.request.text_column)
         pad = next(t for t in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if t is not None)
         return islice(pack(documents, window=self.request.window, pad_token=pad), self.skip, None)
 
@@ -71,7 +69,7 @@ def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, v
     if request.streaming:
         learnt: PackedDataset | StreamedDataset = StreamedDataset(train, seed=request.seed)
         first = next(iter(train[0]), None)
-        largest = 0 if first is None else int(first["input_ids"].max())
+        largest = 0 if first is None else max(first.tokens)
         empty = first is None
     else:
         learnt = PackedDataset(chain.from_iterable(train), first_index=len(held))

@@ -1,8 +1,7 @@
 """Data sets to documents: tokens, and which of them are to be learnt.
 
-A text file is one stream, cut into documents of a window each. Of a data set with rows, each row is a document: text,
-or a conversation, ``messages`` with role and content, laid out by the tokenizer's chat template, of which only what the
-assistant says is learnt.
+A text file is one document. Of a data set with rows, each row is a document: text, or a conversation, ``messages`` with
+role and content, laid out by the tokenizer's chat template, of which only what the assistant says is learnt.
 """
 
 from __future__ import annotations
@@ -23,35 +22,38 @@ _MESSAGES = "messages"
 
 @dataclass(frozen=True)
 class Document:
-    """A text, or a conversation.
+    """A text, a piece of a long one, or a conversation.
 
     Attributes:
         tokens: all of it.
         learnt: whether a token is to be predicted.
         whole: it is not to be cut in two to fill a window.
+        begins: it does not go on from the one before.
     """
 
     tokens: Sequence[int]
     learnt: Sequence[bool]
     whole: bool = False
+    begins: bool = True
 
 
 def read_documents(
-    dataset: str, tokenizer: PreTrainedTokenizerBase, *, window: int, text_column: str | None = None
+    dataset: str, tokenizer: PreTrainedTokenizerBase, *, text_column: str | None = None
 ) -> Iterator[Document]:
     """Yield the documents of a file or of a hub data set, in order.
 
     Args:
         dataset: text, JSONL, JSON or parquet file, or hub data set ``name[:config[:split]]``.
         tokenizer: of the model; for conversations with a chat template.
-        window: tokens of a document where the data set is one text.
         text_column: column that holds the text or the messages; found by itself when there is one.
 
     Raises:
         DataError: it cannot be read, or holds neither text nor conversations.
     """
     if not has_rows(dataset):
-        yield from _windows(token_stream(read_text(Path(dataset).expanduser()), tokenizer), window)
+        pieces = token_stream(read_text(Path(dataset).expanduser()), tokenizer)
+        for number, tokens in enumerate(pieces):
+            yield Document(tokens, [True] * len(tokens), begins=number == 0)
         return
     column = None
     for row in open_rows(dataset):
@@ -59,25 +61,14 @@ def read_documents(
             column = _MESSAGES if text_column is None and _MESSAGES in row else choose_column(dataset, row, text_column)
         content = row[column]
         if isinstance(content, str):
-            yield _text(content, tokenizer)
+            if content:
+                yield _text(content, tokenizer)
         elif isinstance(content, list):
             yield _conversation(content, tokenizer, dataset)
         elif content is not None:
             raise DataError(
                 f"Column {column!r} of {dataset} holds {type(content).__name__}, neither text nor a list of messages."
             )
-
-
-def _windows(stream: Iterator[list[int]], window: int) -> Iterator[Document]:
-    held: list[int] = []
-    for tokens in stream:
-        held += tokens
-        full = len(held) - len(held) % window
-        for start in range(0, full, window):
-            yield Document(held[start : start + window], [True] * window)
-        held = held[full:]
-    if held:
-        yield Document(held, [True] * len(held))
 
 
 def _text(text: str, tokenizer: PreTrainedTokenizerBase) -> Document:

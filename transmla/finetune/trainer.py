@@ -246,3 +246,14 @@ class Watcher(TrainerCallback):
                 f"step {state.global_step:,}: {state.num_input_tokens_seen:,} tokens seen; held out: perplexity "
                 f"{metrics['eval_perplexity']:.4f}, KL {metrics['eval_kl']:.4f}"
             )
+
+
+class Recutter(TrainerCallback):
+    """Has each pass over the data cut texts at other places."""
+
+    def __init__(self, dataset: PackedDataset) -> None:
+        self._dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say which pass it is; resumed, one begins somewhere within."""
+        self._dataset.set_epoch(int(state.epoch))

@@ -32,7 +32,7 @@ from transmla.finetune.student import Student
 from transmla.finetune.teacher import Teacher
 from transmla.finetune.teaching import LiveTeaching, NoTeaching, WrittenTeaching, write_down
 from transmla.finetune.trained import choose_trained, take_types
-from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Teaching
+from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Recutter, Teaching
 from transmla.modeling.load import load_model
 from transmla.modeling.plain import make_plain
 from transmla.progress import Progress
@@ -126,10 +126,14 @@ class Training:
             attention_weight=request.attention_weight,
             stream=self.stream,
         )
+        train = self.prepared.data.train
+        # What a teacher has written down is about the sequences that it has read.
+        recut = None if isinstance(teaching, WrittenTeaching) or isinstance(train, StreamedDataset) else train
         return FinetuneTrainer(
             self.model,
             self.arguments,
-            train_dataset=self.prepared.data.train,
+            callbacks=[Recutter(recut)] if recut is not None else [],
+            train_dataset=train,
             eval_dataset=self.prepared.data.heldout,
             teaching=teaching,
             writer=self.writer,
