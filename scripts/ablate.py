@@ -21,7 +21,7 @@ from unittest.mock import patch
 from rich.console import Console
 
 from transmla.calibration.stream import SourceStream
-from transmla.cli.eval import report_table
+from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
 from transmla.config import ConvertRequest, EvalRequest
 from transmla.convert import walk
@@ -106,7 +106,7 @@ def main() -> None:
         )
     )
     (options.output_dir / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    Console().print(report_table(report))
+    Console().print(*report_tables(report), sep="\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rich.console import Console
 from train_small import FAMILIES
 
 from transmla.calibration.linear import nearest_linear
-from transmla.cli.eval import report_table
+from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
 from transmla.config import ConvertRequest, EvalRequest
 from transmla.convert import plan
@@ -87,7 +87,7 @@ def main() -> None:
             )
         )
         source.with_name("report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        Console().print(report_table(report))
+        Console().print(*report_tables(report), sep="\n")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ for corpus in "${corpora[@]}"; do
     python - "$report" <<'PYTHON'
 import pathlib, sys
 from rich.console import Console
-from transmla.cli.eval import report_table
+from transmla.cli.eval_view import report_tables
 from transmla.evaluate.report import EvalReport
-Console().print(report_table(EvalReport.model_validate_json(pathlib.Path(sys.argv[1]).read_text())))
+Console().print(*report_tables(EvalReport.model_validate_json(pathlib.Path(sys.argv[1]).read_text())), sep="\n")
 PYTHON
 done

@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 from transformers import TrainerCallback
 
 from transmla.calibration.text import consecutive_windows, load_tokenizer, open_documents
 from transmla.checkpoint.source import open_source
+from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
-from transmla.config import FinetuneRequest
-from transmla.evaluate.scores import measure_agreement
+from transmla.config import EvalRequest, FinetuneRequest
+from transmla.evaluate.run import evaluate
 from transmla.finetune.run import finetune
-from transmla.modeling.load import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -101,14 +102,11 @@ def train(checkpoint: str, output: Path, choices: list[str], *, resume: bool) ->
         overwrite=True,
     )
     # In float32, of what was published, beside the source.
-    device = torch.device("cpu")
-    models = [load_model(model, dtype="float32", device=device) for model in (source, open_source(str(output)))]
-    for corpus, text in windows.items():
-        found = measure_agreement(*models, text)
-        print(
-            f"{corpus}: source {found.source.perplexity:.4f}, published {found.converted.perplexity:.4f} "
-            f"(excess {found.excess_nll:.4f}, KL {found.kl:.4f}, same top token {found.top1_agreement:.2%})"
-        )
+    texts = [str(assets / f"{corpus}-test.txt") for corpus in CORPORA]
+    judged = EvalRequest(
+        source=str(source.folder), converted=(checkpoint, str(output)), dataset=texts, window=WINDOW, max_tokens=TOKENS
+    )
+    Console().print(*report_tables(evaluate(judged)), sep="\n")
 
 
 def plot(picture: Path, curves: list[Path]) -> None:

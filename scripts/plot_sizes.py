@@ -32,10 +32,11 @@ def main() -> None:
     for path in options.reports:
         report = EvalReport.model_validate_json(path.read_text(encoding="utf-8"))
         best: dict[str, tuple[float, float, str]] = {}
-        for model in report.converted:
+        source, *converted = report.models
+        for model, score in zip(converted, report.texts[0].scores[1:], strict=True):
             name = re.sub(r"-fold-\d+$", "", Path(model.name).name)
-            share = model.kv_bytes_per_token / report.source.kv_bytes_per_token
-            excess = model.nll - report.source.nll
+            share = model.kv_bytes_per_token / source.kv_bytes_per_token
+            excess = score.excess_nll or 0.0
             if name in METHODS and (name not in best or excess < best[name][1]):
                 best[name] = (share, excess, path.parent.name)
         for name, point in best.items():

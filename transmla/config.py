@@ -206,13 +206,28 @@ class ComparisonRequest(Request):
 class EvalRequest(ComparisonRequest):
     """What ``transmla eval`` is asked."""
 
-    dataset: str = Field(description="Text, JSONL or parquet file, or hub data set name[:config[:split]].")
+    dataset: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="Text, JSONL or parquet file, or hub data set name[:config[:split]]; repeat for several."
+    )
     text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
-    window: int = Field(1024, ge=2, description="Tokens per window; windows do not overlap.")
-    max_tokens: int | None = Field(None, ge=2, description="Stop after this many tokens; the whole text by default.")
+    window: int = Field(1024, ge=2, description="Tokens that are read at once.")
+    stride: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens by which windows advance, and only new ones count; by default they stand side by side.",
+    )
+    per_document: bool = Field(False, description="Judge each row of a data set by itself.")
+    max_tokens: int | None = Field(
+        None, ge=2, description="Stop after this many tokens of each data set; the whole text by default."
+    )
     batch_size: int = Field(1, ge=1, description="Windows per forward pass.")
     dtype: ComputeDtype = Field("float32", description="Type in which the models run.")
     device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
+    no_cache: bool = Field(
+        False,
+        description="Measure everything again, and keep nothing; results are otherwise kept in ~/.cache/transmla/eval, "
+        "or under $TRANSMLA_CACHE.",
+    )
 
 
 class GenerateRequest(SourceRequest):

@@ -2,17 +2,19 @@ import hashlib
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+import transmla.evaluate.subjects
 from transmla.config import EvalRequest
 from transmla.errors import CheckpointError, DataError, UsageError
 from transmla.evaluate.report import EvalReport
 from transmla.evaluate.run import evaluate
-from transmla.evaluate.scores import measure_agreement
+from transmla.evaluate.text import TextPart
 
 
 @pytest.fixture(scope="module")
@@ -47,43 +49,147 @@ class Listener:
         return Task()
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "eval"
+
+
 def test_the_report_holds_source_and_conversions(folders, llama, deepseek, tokenizer, text):
     converted = str(folders / "converted")
     listener = Listener()
-    report = evaluate(ask(folders, converted, converted, max_tokens=330, batch_size=4), progress=listener)
+    report = evaluate(ask(folders, converted, max_tokens=330, batch_size=4), progress=listener)
 
-    tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:320])
-    expected = measure_agreement(llama, deepseek, tokens.view(10, 32), batch_size=4)
-    assert report.source.nll == pytest.approx(expected.source.nll)
-    assert report.source.perplexity == math.exp(report.source.nll)
-    assert (report.source.kl, report.source.excess_nll, report.source.top1_agreement) == (None, None, None)
-    first, second = report.converted
-    assert first == second
-    assert first.name == converted
-    assert first.excess_nll == pytest.approx(expected.converted.nll - expected.source.nll)
-    assert first.kl == pytest.approx(expected.kl)
-    assert first.top1_agreement == expected.top1_agreement
-    assert first.kv_bytes_per_token == 2 * 24 * 4
-    assert first.num_parameters == deepseek.num_parameters()
+    windows = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:320]).view(10, 32)
+    with torch.no_grad():
+        p, q = (model(windows).logits[:, :-1].double().log_softmax(-1) for model in (llama, deepseek))
+    source_nll, nll = (-logprobs.gather(-1, windows[:, 1:, None]).squeeze(-1) for logprobs in (p, q))
+    [one] = report.texts
+    first, second = one.scores
+    assert first.nll == pytest.approx(source_nll.mean().item())
+    assert first.perplexity == math.exp(first.nll)
+    assert (first.kl, first.excess_nll, first.top1_agreement) == (None, None, None)
+    num_bytes = len(tokenizer.decode(windows.flatten()).encode())
+    assert second.bits_per_byte == pytest.approx(nll.mean().item() * 320 / num_bytes / math.log(2))
+    difference = (nll - source_nll).mean(1)
+    assert second.excess_nll == pytest.approx(difference.mean().item())
+    assert second.excess_se == pytest.approx(difference.std().item() / math.sqrt(10), rel=1e-4)
+    assert second.kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item())
+    assert second.top1_agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
 
-    assert (report.data.num_tokens, report.data.num_windows, report.data.num_positions) == (320, 10, 310)
-    assert report.data.sha256 == hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    assert list(listener.tasks.values()) == [[4, 4, 2]]
-    assert list(listener.tasks) == [(f"Comparing {converted}", 10)]
+    source, other = report.models
+    assert (source.name, other.name) == (str(folders / "source"), converted)
+    assert other.kv_bytes_per_token == 2 * 24 * 4
+    assert other.kv_numbers_computed == 2 * 24
+    assert source.kv_numbers_computed == 3 * 40 == source.kv_numbers_per_token_layer * 3
+    assert other.num_parameters == deepseek.num_parameters()
+
+    assert (one.data.num_tokens, one.data.num_passages, one.data.num_positions) == (320, 10, 310)
+    assert one.data.sha256 == hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+    assert list(listener.tasks.values()) == [[4, 4, 2]] * 2
+    assert list(listener.tasks) == [(f"{folders / name} reads text.txt", 10) for name in ("source", "converted")]
     assert EvalReport.model_validate_json(report.model_dump_json()) == report
 
 
-def test_a_source_alone_is_evaluated(folders):
-    listener = Listener()
-    report = evaluate(ask(folders, max_tokens=64), progress=listener)
-    assert report.converted == ()
-    assert report.source.perplexity > 1
-    assert list(listener.tasks) == [(f"Evaluating {folders / 'source'}", 2)]
+def test_losses_are_put_together_by_position(folders, llama, tokenizer, text, monkeypatch):
+    monkeypatch.setattr("transmla.evaluate.text.BUCKET", 20)
+    report = evaluate(ask(folders, str(folders / "converted"), window=50, max_tokens=200))
+    windows = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:200]).view(4, 50)
+    with torch.no_grad():
+        logprobs = llama(windows).logits[:, :-1].log_softmax(-1)
+    nll = -logprobs.gather(-1, windows[:, 1:, None]).squeeze(-1)
+    buckets = report.texts[0].scores[0].positions
+    assert [(b.start, b.stop, b.num_positions) for b in buckets] == [(0, 20, 76), (20, 40, 80), (40, 60, 40)]
+    for bucket in buckets:
+        # Column t predicts the token that has t + 1 others before it.
+        expected = nll[:, max(0, bucket.start - 1) : bucket.stop - 1].mean().item()
+        assert bucket.nll == pytest.approx(expected, rel=1e-5)
+    converted = report.texts[0].scores[1]
+    whole = sum(bucket.excess_nll * bucket.num_positions for bucket in converted.positions) / 196
+    assert whole == pytest.approx(converted.excess_nll)
+
+
+def test_several_texts_are_judged_in_one_call(folders, tmp_path, text):
+    (tmp_path / "other.txt").write_text(text.replace("fox", "cat"))
+    report = evaluate(ask(folders, dataset=(str(folders / "text.txt"), str(tmp_path / "other.txt")), max_tokens=64))
+    assert [Path(one.data.dataset).name for one in report.texts] == ["text.txt", "other.txt"]
+    assert report.texts[0].scores[0].nll != report.texts[1].scores[0].nll
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    names = []
+    load = transmla.evaluate.subjects.load_model
+
+    def watched(model, **options):
+        names.append(Path(model.name).name)
+        return load(model, **options)
+
+    monkeypatch.setattr(transmla.evaluate.subjects, "load_model", watched)
+    return names
+
+
+def test_what_is_known_costs_nothing(folders, cache, loaded, monkeypatch):
+    request = ask(folders, str(folders / "converted"), max_tokens=64)
+    first = evaluate(request)
+    assert loaded == ["source", "converted"]
+    assert evaluate(request) == first
+    assert loaded == ["source", "converted"]
+    evaluate(request.model_copy(update={"no_cache": True}))
+    assert loaded == ["source", "converted"] * 2
+    evaluate(request.model_copy(update={"window": 16}))
+    assert loaded == ["source", "converted"] * 3
+    assert not list(cache.glob("*.part"))
+    # Of the source only the head runs once its hidden states are there.
+    shutil.copytree(folders / "converted", folders / "again")
+    weights = load_file(folders / "again" / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, folders / "again" / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(TextPart, "_read_source", lambda *_: pytest.fail("The source reads the text again."))
+    more = evaluate(ask(folders, str(folders / "converted"), str(folders / "again"), max_tokens=64))
+    assert more.texts[0].scores[:2] == first.texts[0].scores
+    assert more.texts[0].scores[2].kl > 0
+
+
+def test_states_that_would_fill_a_disk_are_not_kept(folders, cache, monkeypatch):
+    monkeypatch.setattr("transmla.evaluate.results.MAX_STATES", 1000)
+    request = ask(folders, max_tokens=64)
+    alone = evaluate(request)
+    assert not list(cache.glob("*.states"))
+    both = evaluate(request.model_copy(update={"converted": (str(folders / "converted"),)}))
+    assert both.texts[0].scores[0] == alone.texts[0].scores[0]
+
+
+def test_changed_weights_are_another_model(folders, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(folders / "converted", folder)
+    before = evaluate(ask(folders, str(folder), max_tokens=64))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    after = evaluate(ask(folders, str(folder), max_tokens=64))
+    assert before.models[1].fingerprint != after.models[1].fingerprint
+    assert before.texts[0].scores[1].nll != after.texts[0].scores[1].nll
+
+
+def test_an_interrupted_run_leaves_nothing_that_looks_finished(folders, cache, monkeypatch):
+    request = ask(folders, str(folders / "converted"), max_tokens=64)
+    with monkeypatch.context() as patch:
+        patch.setattr("transmla.evaluate.scores._nll", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(request)
+    assert not [*cache.glob("*.states"), *cache.glob("*.npz"), *cache.glob("*.part")]
+    assert evaluate(request) == evaluate(request.model_copy(update={"no_cache": True}))
+
+
+def test_nothing_to_measure_is_refused(folders):
+    with pytest.raises(UsageError, match="There is nothing to measure: pass --dataset"):
+        evaluate(ask(folders, dataset=()))
 
 
 def test_another_dtype_is_another_cache(folders):
     report = evaluate(ask(folders, max_tokens=64, dtype="bfloat16"))
-    assert report.source.kv_bytes_per_token == 3 * 40 * 2
+    assert report.models[0].kv_bytes_per_token == 3 * 40 * 2
     assert report.dtype == "bfloat16"
 
 

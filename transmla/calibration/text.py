@@ -70,7 +70,7 @@ def consecutive_windows(
         DataError: the text is shorter than one window.
     """
     limit = None if max_tokens is None else max(1, max_tokens // window) * window
-    tokens = _first_tokens(documents, tokenizer, limit)
+    tokens = first_tokens(documents, tokenizer, limit)
     if len(tokens) < window:
         raise DataError(
             f"The text has {len(tokens)} tokens; one window needs {window}: pass more text or lower --window."
@@ -88,7 +88,7 @@ def sample_windows(
     Raises:
         DataError: the text has fewer windows than asked for.
     """
-    tokens = _first_tokens(documents, tokenizer, POOL_FACTOR * num_windows * window)
+    tokens = first_tokens(documents, tokenizer, POOL_FACTOR * num_windows * window)
     pool = _cut_windows(tokens, window)
     if len(pool) < num_windows:
         raise DataError(
@@ -198,9 +198,10 @@ def token_stream(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -
         yield tokenizer(piece, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _first_tokens(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int | None
+def first_tokens(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, limit: int | None = None
 ) -> Int[Tensor, " tokens"]:
+    """Return the tokens of a text, without special ones, and no more than ``limit``; no more is read than is needed."""
     parts, found = [torch.empty(0, dtype=torch.int64)], 0
     for ids in token_stream(documents, tokenizer):
         parts.append(torch.tensor(ids, dtype=torch.int64))

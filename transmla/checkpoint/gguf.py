@@ -37,7 +37,7 @@ def stage_gguf(folder: Path, gguf_file: str) -> Path:
             raise CheckpointError(f"{path} is not a GGUF file.")
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    staged = _cache() / "gguf" / f"{path.stem}-{digest[:12]}"
+    staged = cache_folder() / "gguf" / f"{path.stem}-{digest[:12]}"
     if staged.is_dir():
         return staged
     if importlib.util.find_spec("gguf") is None:
@@ -50,7 +50,8 @@ def stage_gguf(folder: Path, gguf_file: str) -> Path:
     return staged
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return where transmla keeps what can be made again."""
     return Path(os.environ.get("TRANSMLA_CACHE") or "~/.cache/transmla").expanduser()
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,14 @@ def _cached_tensors(model: PreTrainedModel, num_tokens: int) -> list[Tensor]:
 def cached_tensors(cache: Cache) -> list[Tensor]:
     """Return every tensor that a cache holds, whatever its layers call them."""
     return [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]
+
+
+def computed_cache_numbers(config: PreTrainedConfig) -> int:
+    """Return the numbers that a config says a token leaves in the caches of all layers.
+
+    A latent and the rotary part of the keys with latent attention, else a key and a value for each of their heads.
+    """
+    if getattr(config, "kv_lora_rank", None) is not None:
+        return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim

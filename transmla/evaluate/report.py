@@ -17,28 +17,65 @@ class Record(BaseModel):
 
 
 class ModelReport(Record):
-    """One model; the comparisons are with the source, and ``None`` for the source itself."""
+    """One model, and what it costs.
+
+    ``kv_numbers_computed`` is read off the config, the other two are measured on a cache.
+    """
 
     name: str
-    perplexity: float
-    nll: float
-    excess_nll: float | None = None
-    kl: float | None = None
-    top1_agreement: float | None = None
+    fingerprint: str
     kv_bytes_per_token: int
     kv_numbers_per_token_layer: float
+    kv_numbers_computed: int
     num_parameters: int
 
 
 class DataReport(Record):
-    """The text: enough to know whether two reports speak of the same tokens."""
+    """A text: enough to know whether two reports speak of the same tokens."""
 
     dataset: str
+    protocol: str
     num_tokens: int
-    num_windows: int
-    window: int
+    num_passages: int
     num_positions: int
     sha256: str
+
+
+class Bucket(Record):
+    """The judged tokens that have ``start`` to ``stop`` others before them in their passage."""
+
+    start: int
+    stop: int
+    num_positions: int
+    nll: float
+    excess_nll: float | None = None
+    kl: float | None = None
+
+
+class TextScore(Record):
+    """How a model predicts a text; the comparisons are with the source, and ``None`` for the source itself.
+
+    ``excess_se`` is the standard error of the excess over texts like this one, passages taken for independent.
+    ``top5_agreement`` is the share of the source's five likeliest tokens that are among the model's.
+    """
+
+    model: str
+    nll: float
+    perplexity: float
+    bits_per_byte: float
+    excess_nll: float | None = None
+    excess_se: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    top5_agreement: float | None = None
+    positions: tuple[Bucket, ...]
+
+
+class TextReport(Record):
+    """One text, and what each model makes of it: the source first."""
+
+    data: DataReport
+    scores: tuple[TextScore, ...]
 
 
 class Versions(Record):
@@ -50,11 +87,10 @@ class Versions(Record):
 
 
 class EvalReport(Record):
-    """The source, the converted models in the order asked for, and how they were measured."""
+    """The models, the source first, what was measured, and how."""
 
-    source: ModelReport
-    converted: tuple[ModelReport, ...]
-    data: DataReport
+    models: tuple[ModelReport, ...]
+    texts: tuple[TextReport, ...] = ()
     dtype: str
     device: str
     versions: Versions

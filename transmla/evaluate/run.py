@@ -1,95 +1,92 @@
 """The evaluation from request to report.
 
-Read top to bottom: find the models, refuse what cannot be compared, cut the text, then measure. At most the source and
-one converted model are in memory; the source runs again beside each converted model, because keeping its distributions
-would take a vocabulary's worth of numbers for every token.
+Read top to bottom: find the models, refuse what cannot be compared, read the data, then go from model to model and
+measure all parts of the report. At most the source and one converted model are in memory, and neither where everything
+about it is known from an earlier run.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
-from jaxtyping import Int
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from transmla.calibration.text import consecutive_windows, load_tokenizer, open_documents
-from transmla.checkpoint.source import Source
+from transmla.calibration.text import load_tokenizer
 from transmla.config import EvalRequest
 from transmla.device import choose_device
-from transmla.evaluate.cache import measure_cache
+from transmla.errors import UsageError
+from transmla.evaluate.cost import CostPart
 from transmla.evaluate.models import check_comparable, find_models, loaded_versions
-from transmla.evaluate.report import DataReport, EvalReport, ModelReport
-from transmla.evaluate.scores import Agreement, Loss, measure_agreement, measure_loss
-from transmla.modeling.load import load_model
+from transmla.evaluate.passages import read_passages
+from transmla.evaluate.report import EvalReport
+from transmla.evaluate.results import Results, open_results
+from transmla.evaluate.subjects import Subject
+from transmla.evaluate.text import TextPart
 from transmla.progress import Progress, Silent
 
 
+class Part(Protocol):
+    """A part of the report: it is shown every model, the source first, and says in the end what it has found."""
+
+    field: str
+
+    def measure(self, subject: Subject, progress: Progress) -> None:
+        """Look at a model."""
+        ...
+
+    def report(self) -> Sequence[Any]:
+        """Say what was found; goes into ``field`` of the report, behind what other parts have put there."""
+        ...
+
+
 def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalReport:
-    """Measure perplexity, agreement with the source, and the cache of every model asked for.
+    """Measure everything that is asked for, of every model.
 
     Raises:
-        TransMLAError: a model, the text or the device cannot be used, or a loss is not finite.
+        TransMLAError: a model, the data or the device cannot be used, or a loss is not finite.
     """
     progress = progress or Silent()
     device = choose_device(request.device)
-    found, *others = find_models(request)
-    check_comparable([found, *others], window=request.window)
-    windows = _read_windows(request, found)
-
-    source = load_model(found, dtype=request.dtype, device=device)
-    losses: list[Loss] = []
-    converted: list[ModelReport] = []
-    for other in others:
-        model = load_model(other, dtype=request.dtype, device=device)
-        with progress.task(f"Comparing {other.name}", len(windows)) as advance:
-            agreement = measure_agreement(source, model, windows, batch_size=request.batch_size, advance=advance)
-        losses.append(agreement.source)
-        converted.append(_describe_model(model, agreement.converted, agreement))
-        # Before the next one is loaded, not after.
-        del model
-    if not losses:
-        with progress.task(f"Evaluating {found.name}", len(windows)) as advance:
-            losses.append(measure_loss(source, windows, batch_size=request.batch_size, advance=advance))
-
-    return EvalReport(
-        source=_describe_model(source, losses[0]),
-        converted=tuple(converted),
-        data=_describe_data(request.dataset, windows),
-        dtype=request.dtype,
-        device=str(device),
-        versions=loaded_versions(),
+    found = find_models(request)
+    check_comparable(found, window=request.window if request.dataset else 1)
+    with open_results(lasting=not request.no_cache) as results:
+        subjects = [Subject(model, results.fingerprint(model), request.dtype, device) for model in found]
+        parts = list(_parts(request, subjects[0], results))
+        for subject in subjects:
+            for part in parts:
+                part.measure(subject, progress)
+            # The source is what the others are compared with.
+            if subject is not subjects[0]:
+                subject.forget()
+    fields: dict[str, list[Any]] = {}
+    for part in parts:
+        fields.setdefault(part.field, []).extend(part.report())
+    return EvalReport.model_validate(
+        {**fields, "dtype": request.dtype, "device": str(device), "versions": loaded_versions()}
     )
 
 
-def _read_windows(request: EvalRequest, source: Source) -> Int[Tensor, "windows window"]:
-    documents = open_documents(request.dataset, text_column=request.text_column)
-    tokenizer = load_tokenizer(source)
-    return consecutive_windows(documents, tokenizer, window=request.window, max_tokens=request.max_tokens)
+def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[Part]:
+    yield CostPart(results=results)
+    if not request.dataset:
+        raise UsageError("There is nothing to measure: pass --dataset.")
+    tokenizer = load_tokenizer(source.found)
+    for dataset in request.dataset:
+        passages = read_passages(
+            dataset,
+            tokenizer,
+            window=request.window,
+            stride=request.stride,
+            per_document=request.per_document,
+            max_tokens=request.max_tokens,
+            text_column=request.text_column,
+        )
+        yield TextPart(
+            dataset, protocol(request), passages, results=results, source=source, batch_size=request.batch_size
+        )
 
 
-def _describe_model(model: PreTrainedModel, loss: Loss, agreement: Agreement | None = None) -> ModelReport:
-    cache = measure_cache(model)
-    return ModelReport(
-        name=model.name_or_path,
-        perplexity=loss.perplexity,
-        nll=loss.nll,
-        excess_nll=agreement.excess_nll if agreement else None,
-        kl=agreement.kl if agreement else None,
-        top1_agreement=agreement.top1_agreement if agreement else None,
-        kv_bytes_per_token=cache.bytes_per_token,
-        kv_numbers_per_token_layer=cache.numbers_per_token_layer,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )
-
-
-def _describe_data(dataset: str, windows: Int[Tensor, "windows window"]) -> DataReport:
-    num_windows, window = windows.shape
-    return DataReport(
-        dataset=dataset,
-        num_tokens=num_windows * window,
-        num_windows=num_windows,
-        window=window,
-        num_positions=num_windows * (window - 1),
-        sha256=hashlib.sha256(windows.numpy().astype("<i8").tobytes()).hexdigest(),
-    )
+def protocol(request: EvalRequest) -> str:
+    """Say how a text is cut."""
+    words = "each document by itself, up to" if request.per_document else "windows of"
+    overlap = request.stride is not None and request.stride < request.window
+    return f"{words} {request.window} tokens" + (f", stride {request.stride}" if overlap else "")

@@ -1,128 +1,118 @@
-"""Perplexity of one model, and agreement of two, over many windows.
+"""What a model says about every judged token of a text, alone or beside its source, in bounded memory.
 
-A window predicts all of its tokens but the first, and every predicted position counts alike. Sums are kept in float64:
-the loss of an exact conversion differs from its source's in the seventh digit, which a float32 sum would swallow.
+The logits of a passage are its tokens times the vocabulary, by far the largest tensor of an evaluation, yet each
+position's are needed once. So the decoder runs once, and the head on a few positions at a time.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from transmla.errors import CheckpointError
-from transmla.evaluate.logprobs import pair_scores, token_nll
+from transmla.evaluate.passages import Passages
+from transmla.modeling.head import model_head
+
+CHUNK_NUMBERS = 2**24
+"""Logits that may exist at once for one model: 64 MB in float32."""
+TOP = 5
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Mean negative log-likelihood in nats per predicted token."""
+class Reference:
+    """The source, as far as a comparison needs it.
 
-    nll: float
-    num_positions: int
-
-    @property
-    def perplexity(self) -> float:
-        """Return ``exp(nll)``, or infinity where that leaves the range of a float."""
-        return math.exp(self.nll) if self.nll < 709 else math.inf
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a converted model is from its source on the same positions.
-
-    ``kl`` is ``KL(source || converted)`` in nats; ``top1_agreement`` is the share of positions
-    where both put the same token first.
+    Attributes:
+        head: makes logits of hidden states.
+        states: hidden states of all judged tokens; where they lie does not matter.
     """
 
-    source: Loss
-    converted: Loss
-    kl: float
-    top1_agreement: float
-
-    @property
-    def excess_nll(self) -> float:
-        """Return how much more loss the conversion has than its source."""
-        return self.converted.nll - self.source.nll
+    head: Callable[[Tensor], Tensor]
+    states: Float[Tensor, "positions hidden"]
 
 
-def _ignore(windows: int) -> None:
+def _ignore(passages: int) -> None:
     pass
 
 
 @torch.inference_mode()
-def measure_loss(
+def score_tokens(
     model: PreTrainedModel,
-    windows: Int[Tensor, "windows window"],
+    passages: Passages,
     *,
     batch_size: int = 1,
+    chunk: int | None = None,
+    reference: Reference | None = None,
+    keep: Float[Tensor, "positions hidden"] | None = None,
     advance: Callable[[int], None] = _ignore,
-) -> Loss:
-    """Average the loss over all predicted positions.
+) -> dict[str, numpy.ndarray]:
+    """Judge every token that is to be judged.
 
-    ``advance`` is called with the number of windows just done.
+    Args:
+        model: the model.
+        passages: the text.
+        batch_size: passages at once, where neighbours are of one length.
+        chunk: positions that have logits at once; by default as many as make 64 MB.
+        reference: the source.
+        keep: takes the hidden states.
+        advance: is called with the number of passages just done.
 
-    Raises:
-        CheckpointError: the loss is not finite.
-    """
-    nll = _Mean()
-    for batch in windows.split(batch_size):
-        nll.add(_finite(token_nll(model, batch.to(model.device)), model))
-        advance(len(batch))
-    return nll.as_loss()
-
-
-@torch.inference_mode()
-def measure_agreement(
-    source: PreTrainedModel,
-    converted: PreTrainedModel,
-    windows: Int[Tensor, "windows window"],
-    *,
-    batch_size: int = 1,
-    advance: Callable[[int], None] = _ignore,
-) -> Agreement:
-    """Average both losses, the divergence and the share of equal first choices over all predicted positions.
-
-    ``advance`` is called with the number of windows just done.
+    Returns:
+        ``nll``: ``-log p(token | the passage so far)``, in nats. With a reference also ``kl``: KL(source || model), in
+        nats; ``top1``: whether both hold the same token for the likeliest; ``top5``: the share of the source's five
+        likeliest tokens that are among the model's.
 
     Raises:
         CheckpointError: a loss is not finite.
     """
-    source_nll, converted_nll, kl, agrees = _Mean(), _Mean(), _Mean(), _Mean()
-    for batch in windows.split(batch_size):
-        scores = pair_scores(source, converted, batch.to(source.device))
-        source_nll.add(_finite(scores.source_nll, source))
-        converted_nll.add(_finite(scores.converted_nll, converted))
-        kl.add(scores.kl)
-        agrees.add(scores.agrees)
+    head, chunk = model_head(model), chunk or max(1, CHUNK_NUMBERS // model.config.vocab_size)
+    found: dict[str, list[Tensor]] = {}
+    done = 0
+    for batch, first in passages.batches(batch_size):
+        tokens = batch.to(model.device)
+        hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+        hidden, targets = hidden[:, first - 1 : -1].flatten(0, 1), tokens[:, first:].flatten()
+        if keep is not None:
+            keep[done : done + len(hidden)] = hidden.cpu()
+        for start in range(0, len(hidden), chunk):
+            logprobs = _logprobs(head, hidden[start : start + chunk])
+            scores = {"nll": _finite(_nll(logprobs, targets[start : start + chunk]), model)}
+            if reference is not None:
+                rows = reference.states[done + start : done + start + len(logprobs)].to(model.device)
+                scores |= _compare(_logprobs(reference.head, rows), logprobs)
+            for name, values in scores.items():
+                found.setdefault(name, []).append(values.cpu())
+        done += len(hidden)
         advance(len(batch))
-    # A divergence is never negative, but the rounding of one that is zero may be.
-    return Agreement(source_nll.as_loss(), converted_nll.as_loss(), max(0.0, kl.value), agrees.value)
+    return {name: torch.cat(values).numpy() for name, values in found.items()}
 
 
-class _Mean:
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
-
-    def add(self, values: Float[Tensor, "windows predicted"] | Bool[Tensor, "windows predicted"]) -> None:
-        # On the CPU first: Apple's devices have no float64.
-        self.total += values.cpu().sum(dtype=torch.float64).item()
-        self.count += values.numel()
-
-    @property
-    def value(self) -> float:
-        return self.total / self.count
-
-    def as_loss(self) -> Loss:
-        return Loss(self.value, self.count)
+def _logprobs(head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
+    return head(hidden).float().log_softmax(-1)
 
 
-def _finite(nll: Float[Tensor, "windows predicted"], model: PreTrainedModel) -> Float[Tensor, "windows predicted"]:
+def _nll(logprobs: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    return -logprobs.gather(-1, targets[:, None]).squeeze(-1)
+
+
+def _compare(p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab"]) -> dict[str, Tensor]:
+    top = min(TOP, p.shape[-1])
+    theirs, ours = p.topk(top).indices, q.topk(top).indices
+    shared = (theirs[:, :, None] == ours[:, None, :]).any(-1)
+    return {
+        "kl": (p.exp() * (p - q)).sum(-1),
+        "top1": theirs[:, 0] == ours[:, 0],
+        "top5": shared.float().mean(-1),
+    }
+
+
+def _finite(nll: Float[Tensor, " rows"], model: PreTrainedModel) -> Float[Tensor, " rows"]:
     if nll.isfinite().all():
         return nll
     dtype = str(model.dtype).removeprefix("torch.")

@@ -1,0 +1,41 @@
+"""What a model costs: parameters, and the cache that a token leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transmla.evaluate.cache import computed_cache_numbers, measure_cache
+from transmla.evaluate.report import ModelReport
+from transmla.evaluate.results import Results
+from transmla.evaluate.subjects import Subject
+from transmla.progress import Progress
+
+
+class CostPart:
+    """The cost of all models."""
+
+    field = "models"
+
+    def __init__(self, *, results: Results) -> None:
+        self._results = results
+        self._found: list[ModelReport] = []
+
+    def measure(self, subject: Subject, progress: Progress) -> None:
+        """Count a model's parameters and what it caches."""
+
+        def count() -> dict[str, Any]:
+            model = subject.model
+            use = measure_cache(model)
+            return {
+                "kv_bytes_per_token": use.bytes_per_token,
+                "kv_numbers_per_token_layer": use.numbers_per_token_layer,
+                "kv_numbers_computed": computed_cache_numbers(model.config),
+                "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            }
+
+        counted = self._results.record({"what": "cost", **subject.key}, count)
+        self._found.append(ModelReport(name=subject.name, fingerprint=subject.fingerprint, **counted))
+
+    def report(self) -> list[ModelReport]:
+        """Return what was counted."""
+        return self._found

@@ -1,0 +1,146 @@
+"""Results that outlive a run: a finished one is found again by what it is about.
+
+A key holds all that decides a result: the weights, the text, the settings, the versions of the libraries. Results are
+files named by the hash of their key, and appear by one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from transmla.checkpoint.gguf import cache_folder
+from transmla.checkpoint.source import Source
+from transmla.errors import OutputError
+from transmla.evaluate.models import loaded_versions
+
+MAX_STATES = 2 * 10**9
+"""Bytes of hidden states of one source on one text that are kept after a run."""
+
+Arrays = dict[str, numpy.ndarray]
+
+
+@contextmanager
+def open_results(*, lasting: bool) -> Iterator[Results]:
+    """Open the folder of results under ``$TRANSMLA_CACHE``, or one for this run alone.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    if not lasting:
+        with tempfile.TemporaryDirectory(prefix="transmla-eval-") as scratch:
+            yield Results(Path(scratch))
+        return
+    folder = cache_folder() / "eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}, for results that are found again, cannot be made: {error.strerror}; pass --no-cache, or set "
+            "TRANSMLA_CACHE."
+        ) from None
+    yield Results(folder)
+    # They save the source a pass over the text, but must not fill a disk.
+    for states in folder.glob("*.states"):
+        if states.stat().st_size > MAX_STATES:
+            states.unlink(missing_ok=True)
+
+
+class Results:
+    """A folder of results."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: Mapping[str, Any], ending: str) -> Path:
+        """Return where what belongs to a key lies, or will lie."""
+        return self.folder / (_digest({**key, "versions": loaded_versions().model_dump()}) + ending)
+
+    def arrays(self, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+        """Return arrays that were found before, or make them now."""
+        path = self.path(key, ".npz")
+        if not path.exists():
+            found = make()
+            self._publish(path, lambda file: numpy.savez(file, allow_pickle=False, **found))
+            return found
+        with numpy.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+
+    def record(self, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """Return plain values that were found before, or make them now."""
+        path = self.path(key, ".json")
+        if not path.exists():
+            found = make()
+            self._publish(path, lambda file: file.write(json.dumps(found).encode()))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def fingerprint(self, model: Source) -> str:
+        """Return the hash of a model: its config, its tokenizer and its weights, each file read once in its life."""
+        patterns = ("config.json", "*.safetensors", "tokenizer*.json", "tokenizer.model", "generation_config.json")
+        paths = sorted({path for pattern in patterns for path in model.folder.glob(pattern)})
+        return _digest({path.name: self._file_hash(path) for path in paths})
+
+    def _file_hash(self, path: Path) -> str:
+        status = path.stat()
+        key = {"file": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns}
+
+        def make() -> str:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return self.record(key, make)
+
+    def _publish(self, path: Path, write: Callable[[Any], Any]) -> None:
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                write(file)
+            os.replace(file.name, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}; pass --no-cache.") from None
+
+
+class StateFile:
+    """Hidden states behind a decoder, one row a judged token, mapped and not read: the head makes logits of them.
+
+    They are as many numbers as the model is wide, where logits would be a vocabulary; with them a source is run over a
+    text once, whatever it is compared with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def complete(self) -> bool:
+        """Say whether all of them are there."""
+        return self.path.exists()
+
+    @contextmanager
+    def filled(self, shape: tuple[int, int], dtype: torch.dtype) -> Iterator[Tensor]:
+        """Give rows to be filled; they appear when all are, and vanish when that fails."""
+        size = shape[0] * shape[1]
+        unfinished = self.path.with_suffix(f".{os.getpid()}.part")
+        try:
+            with unfinished.open("wb") as file:
+                file.truncate(size * dtype.itemsize)
+            yield torch.from_file(str(unfinished), shared=True, size=size, dtype=dtype).view(shape)
+            unfinished.replace(self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def open(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return the rows."""
+        return torch.from_file(str(self.path), shared=False, size=shape[0] * shape[1], dtype=dtype).view(shape)
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
