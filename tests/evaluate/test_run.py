@@ -183,7 +183,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(folders, cache, m
 
 
 def test_nothing_to_measure_is_refused(folders):
-    with pytest.raises(UsageError, match="There is nothing to measure: pass --dataset"):
+    with pytest.raises(UsageError, match="There is nothing to measure: pass --dataset, --tasks or --contexts"):
         evaluate(ask(folders, dataset=()))
 
 

@@ -55,6 +55,7 @@ def test_comparisons_are_the_softmax_formulas(llama, deepseek, windows, chunk):
     scores = score_tokens(deepseek, text, batch_size=2, chunk=chunk, reference=states_of(llama, text))
     with torch.no_grad():
         p, q = (model(windows).logits[:, :-1].flatten(0, 1).double().log_softmax(-1) for model in (llama, deepseek))
+    assert scores["right"].tolist() == (q.argmax(-1) == windows[:, 1:].flatten()).tolist()
     assert scores["kl"].tolist() == pytest.approx((p.exp() * (p - q)).sum(-1).tolist(), rel=1e-4)
     assert scores["top1"].tolist() == (p.argmax(-1) == q.argmax(-1)).tolist()
     shared = [len(set(a) & set(b)) / 5 for a, b in zip(p.topk(5)[1].tolist(), q.topk(5)[1].tolist(), strict=True)]

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from transmla.calibration.rows import has_rows, open_rows
 from transmla.calibration.text import choose_column, first_tokens, open_documents, read_text
-from transmla.errors import DataError
+from transmla.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,24 @@ class Passages:
         counts = [len(tokens) - first for tokens, first in zip(self.tokens, self.first, strict=True)]
         before = [numpy.arange(first, len(tokens)) for tokens, first in zip(self.tokens, self.first, strict=True)]
         return numpy.repeat(numpy.arange(len(counts)), counts), numpy.concatenate(before)
+
+    def head(self, count: int) -> Passages:
+        """Return the first passages."""
+        return Passages(self.tokens[:count], self.first[:count], self.tokens_per_byte)
+
+    def starts(self, count: int, *, num_tokens: int) -> Int[Tensor, "passages tokens"]:
+        """Return the first tokens of passages that are long enough, spread evenly over the text.
+
+        Raises:
+            UsageError: there are not as many.
+        """
+        long = [tokens for tokens in self.tokens if len(tokens) >= num_tokens]
+        if len(long) < count:
+            raise UsageError(
+                f"The text has {len(long)} passages of {num_tokens} tokens or more, but --greedy-prompts is {count}: "
+                "lower it, or --window, or raise --max-tokens."
+            )
+        return torch.stack([long[number * len(long) // count][:num_tokens] for number in range(count)])
 
     def batches(self, size: int) -> Iterator[tuple[Int[Tensor, "passages tokens"], int]]:
         """Yield neighbours of one shape, ``size`` at most, with the index of the first token that is judged."""

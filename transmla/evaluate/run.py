@@ -7,21 +7,30 @@ about it is known from an earlier run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
 
 from transmla.calibration.text import load_tokenizer
 from transmla.config import EvalRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.cost import CostPart
+from transmla.evaluate.greedy import GreedyPart
+from transmla.evaluate.haystack import ContextPart
+from transmla.evaluate.layers import LayersPart
 from transmla.evaluate.models import check_comparable, find_models, loaded_versions
-from transmla.evaluate.passages import read_passages
+from transmla.evaluate.passages import Passages, read_passages
 from transmla.evaluate.report import EvalReport
 from transmla.evaluate.results import Results, open_results
 from transmla.evaluate.subjects import Subject
+from transmla.evaluate.tasks import TasksPart, check_tasks
 from transmla.evaluate.text import TextPart
 from transmla.progress import Progress, Silent
+
+PROMPT_TOKENS = 64
+"""Tokens of the windows behind which the source writes."""
 
 
 class Part(Protocol):
@@ -33,7 +42,7 @@ class Part(Protocol):
         """Look at a model."""
         ...
 
-    def report(self) -> Sequence[Any]:
+    def report(self) -> Iterable[Any]:
         """Say what was found; goes into ``field`` of the report, behind what other parts have put there."""
         ...
 
@@ -45,9 +54,11 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
         TransMLAError: a model, the data or the device cannot be used, or a loss is not finite.
     """
     progress = progress or Silent()
+    _check_request(request)
     device = choose_device(request.device)
     found = find_models(request)
-    check_comparable(found, window=request.window if request.dataset else 1)
+    longest, flag = _longest(request)
+    check_comparable(found, window=longest, flag=flag)
     with open_results(lasting=not request.no_cache) as results:
         subjects = [Subject(model, results.fingerprint(model), request.dtype, device) for model in found]
         parts = list(_parts(request, subjects[0], results))
@@ -66,23 +77,63 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
 
 
 def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[Part]:
-    yield CostPart(results=results)
-    if not request.dataset:
-        raise UsageError("There is nothing to measure: pass --dataset.")
     tokenizer = load_tokenizer(source.found)
-    for dataset in request.dataset:
-        passages = read_passages(
-            dataset,
+    shared: dict[str, Any] = {"results": results, "batch_size": request.batch_size}
+    texts = {dataset: _read(dataset, request, tokenizer) for dataset in request.dataset}
+    yield CostPart(results=results)
+    for dataset, passages in texts.items():
+        yield TextPart(dataset, protocol(request), passages, source=source, **shared)
+    if request.tasks:
+        yield TasksPart(
+            request.tasks, tokenizer, source=source, num_fewshot=request.num_fewshot, limit=request.limit, **shared
+        )
+    if request.contexts:
+        yield ContextPart(
             tokenizer,
-            window=request.window,
-            stride=request.stride,
-            per_document=request.per_document,
-            max_tokens=request.max_tokens,
-            text_column=request.text_column,
+            lengths=sorted(set(request.contexts)),
+            num_depths=request.num_depths,
+            num_trials=request.num_trials,
+            **shared,
         )
-        yield TextPart(
-            dataset, protocol(request), passages, results=results, source=source, batch_size=request.batch_size
-        )
+    first = request.dataset[0] if request.dataset else ""
+    if request.greedy_prompts:
+        prompts = texts[first].starts(request.greedy_prompts, num_tokens=min(PROMPT_TOKENS, request.window))
+        yield GreedyPart(first, prompts, source=source, num_new_tokens=request.greedy_tokens, **shared)
+    if request.per_layer:
+        yield LayersPart(first, texts[first].head(request.layer_windows), source=source, **shared)
+
+
+def _read(dataset: str, request: EvalRequest, tokenizer: PreTrainedTokenizerBase) -> Passages:
+    return read_passages(
+        dataset,
+        tokenizer,
+        window=request.window,
+        stride=request.stride,
+        per_document=request.per_document,
+        max_tokens=request.max_tokens,
+        text_column=request.text_column,
+    )
+
+
+def _longest(request: EvalRequest) -> tuple[int, str]:
+    """Return the most tokens that models must read at once, and the flag that says so."""
+    lengths = [(max(request.contexts, default=1), "--contexts")]
+    if request.dataset:
+        lengths.append((request.window, "--window"))
+    if request.greedy_prompts:
+        lengths.append((min(PROMPT_TOKENS, request.window) + request.greedy_tokens, "--greedy-tokens"))
+    return max(lengths)
+
+
+def _check_request(request: EvalRequest) -> None:
+    if not (request.dataset or request.tasks or request.contexts):
+        raise UsageError("There is nothing to measure: pass --dataset, --tasks or --contexts.")
+    for flag, wanted in (("--greedy-prompts", request.greedy_prompts), ("--per-layer", request.per_layer)):
+        if wanted and not request.dataset:
+            raise UsageError(f"{flag} needs text: pass --dataset.")
+        if wanted and not request.converted:
+            raise UsageError(f"{flag} compares a source with conversions of it: pass CONVERTED.")
+    check_tasks(request.tasks)
 
 
 def protocol(request: EvalRequest) -> str:

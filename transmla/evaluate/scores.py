@@ -64,9 +64,9 @@ def score_tokens(
         advance: is called with the number of passages just done.
 
     Returns:
-        ``nll``: ``-log p(token | the passage so far)``, in nats. With a reference also ``kl``: KL(source || model), in
-        nats; ``top1``: whether both hold the same token for the likeliest; ``top5``: the share of the source's five
-        likeliest tokens that are among the model's.
+        ``nll``: ``-log p(token | the passage so far)``, in nats; ``right``: whether the token is the likeliest one.
+        With a reference also ``kl``: KL(source || model), in nats; ``top1``: whether both hold the same token for the
+        likeliest; ``top5``: the share of the source's five likeliest tokens that are among the model's.
 
     Raises:
         CheckpointError: a loss is not finite.
@@ -81,8 +81,8 @@ def score_tokens(
         if keep is not None:
             keep[done : done + len(hidden)] = hidden.cpu()
         for start in range(0, len(hidden), chunk):
-            logprobs = _logprobs(head, hidden[start : start + chunk])
-            scores = {"nll": _finite(_nll(logprobs, targets[start : start + chunk]), model)}
+            logprobs, wanted = _logprobs(head, hidden[start : start + chunk]), targets[start : start + chunk]
+            scores = {"nll": _finite(_nll(logprobs, wanted), model), "right": logprobs.argmax(-1) == wanted}
             if reference is not None:
                 rows = reference.states[done + start : done + start + len(logprobs)].to(model.device)
                 scores |= _compare(_logprobs(reference.head, rows), logprobs)

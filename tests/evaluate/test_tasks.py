@@ -1,0 +1,207 @@
+"""Tasks: the items' scores against plain loops, lm-eval's own command line, and what the differences are worth."""
+
+import copy
+import json
+import math
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from transmla.config import EvalRequest
+from transmla.errors import DataError, UsageError
+from transmla.evaluate.run import evaluate
+from transmla.evaluate.tasks import task_score
+
+WORDS = ["quick", "brown", "lazy", "dogs", "counts", "fox"]
+
+
+@pytest.fixture(scope="module")
+def speaking(tokenizer):
+    """The tokenizer with a token that ends a text, by which lm-eval fills up batches."""
+    speaking = copy.deepcopy(tokenizer)
+    speaking.eos_token = speaking.pad_token = "~"
+    return speaking
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, llama, deepseek, speaking):
+    root = tmp_path_factory.mktemp("models")
+    for name, model in (("source", llama), ("converted", deepseek)):
+        model.save_pretrained(root / name)
+        speaking.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root, chance = tmp_path_factory.mktemp("tasks"), random.Random(0)
+
+    def write(name, items):
+        (root / name).write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+
+    write(
+        "choose.jsonl",
+        [
+            {"query": f"Line {i}: the", "choices": chance.sample(WORDS, 3), "gold": chance.randrange(3)}
+            for i in range(30)
+        ],
+    )
+    write(
+        "swap.jsonl",
+        [
+            {
+                "contexts": [f"Line {i}: the {a}", f"Line {i}: the {b}"],
+                "continuation": f"{c} dogs.",
+                "gold": chance.randrange(2),
+            }
+            for i in range(20)
+            for a, b, c in [chance.sample(WORDS, 3)]
+        ],
+    )
+    write("finish.jsonl", [{"query": "Line 1:", "answer": "the"}, {"query": "Line 2: the", "answer": "fox"}])
+    return root
+
+
+def ask(folders, *tasks, **options):
+    return EvalRequest(
+        source=str(folders / "source"),
+        converted=(str(folders / "converted"),),
+        tasks=tuple(map(str, tasks)),
+        device="cpu",
+        **options,
+    )
+
+
+def logprob(model, tokenizer, context, continuation):
+    """Return the log-probability of a continuation, by one pass over both."""
+    before = tokenizer(context)["input_ids"]
+    tokens = torch.tensor([tokenizer(context + continuation)["input_ids"]])
+    with torch.no_grad():
+        logprobs = model(tokens).logits[0, :-1].double().log_softmax(-1)
+    picked = logprobs.gather(-1, tokens[0, 1:, None])[:, 0]
+    greedy = (logprobs.argmax(-1) == tokens[0, 1:])[len(before) - 1 :].all().item()
+    return picked[len(before) - 1 :].sum().item(), greedy
+
+
+def right(item, model, tokenizer):
+    if "choices" in item:
+        found = [logprob(model, tokenizer, item["query"], f" {choice}")[0] for choice in item["choices"]]
+    elif "contexts" in item:
+        found = [logprob(model, tokenizer, context, f" {item['continuation']}")[0] for context in item["contexts"]]
+    else:
+        return logprob(model, tokenizer, item["query"], f" {item['answer']}")[1]
+    return found.index(max(found)) == item["gold"]
+
+
+def test_items_are_judged_as_a_plain_loop_does(folders, files, llama, deepseek, tokenizer):
+    report = evaluate(ask(folders, *(files / f"{name}.jsonl" for name in ("choose", "swap", "finish"))))
+    found = {task.task: task for task in report.tasks if task.metric == "acc"}
+    assert set(found) == {"choose", "swap", "finish"}
+    assert {task.metric for task in report.tasks if task.task == "choose"} == {"acc", "acc_norm"}
+    for name, task in found.items():
+        items = [json.loads(line) for line in (files / f"{name}.jsonl").read_text().splitlines()]
+        ours, theirs = ([right(item, model, tokenizer) for item in items] for model in (deepseek, llama))
+        source, converted = task.scores
+        assert task.num_items == len(items)
+        assert source.value == sum(theirs) / len(items)
+        assert converted.value == sum(ours) / len(items)
+        difference = torch.tensor(ours).double() - torch.tensor(theirs).double()
+        assert converted.difference == pytest.approx(difference.mean().item())
+        assert converted.difference_se == pytest.approx(difference.std().item() / math.sqrt(len(items)))
+
+
+def test_scores_are_those_of_lm_evals_command_line(folders, files, tmp_path):
+    (tmp_path / "choose_yaml.yaml").write_text(
+        f"""
+task: choose_yaml
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {files / "choose.jsonl"}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+    )
+    report = evaluate(ask(folders, tmp_path / "choose_yaml.yaml", batch_size=4))
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
+    command += ["--model_args", f"pretrained={folders / 'converted'},dtype=float32"]
+    command += ["--tasks", "choose_yaml", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    [path] = (tmp_path / "out").rglob("results*.json")
+    theirs = json.loads(path.read_text())["results"]["choose_yaml"]
+    for task in report.tasks:
+        assert task.scores[1].value == pytest.approx(theirs[f"{task.metric},none"], abs=1e-12)
+        assert task.scores[1].standard_error == pytest.approx(theirs[f"{task.metric}_stderr,none"], rel=1e-6)
+
+
+def test_what_is_known_is_not_asked_again(folders, files, monkeypatch):
+    request = ask(folders, files / "choose.jsonl", limit=5)
+    first = evaluate(request)
+    assert first.tasks[0].num_items == 5
+    with monkeypatch.context() as patch:
+        patch.setattr("transmla.evaluate.tasks.run_task", lambda *_, **__: pytest.fail("It is asked again."))
+        assert evaluate(request) == first
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(request.model_copy(update={"limit": 6}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "What?", "gold": 0}\n', "has items of gold, question; needed are query, choices, gold; or"),
+        ("not JSON\n", "cannot be read"),
+        (None, "There is no task file"),
+    ],
+)
+def test_files_that_are_no_tasks_are_refused(folders, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "task.jsonl").write_text(content)
+    with pytest.raises(DataError, match=message):
+        evaluate(ask(folders, tmp_path / "task.jsonl"))
+
+
+def test_tasks_that_nobody_knows_are_refused(folders):
+    with pytest.raises(DataError, match="lm-eval cannot run the task no_such_task_anywhere: "):
+        evaluate(ask(folders, "no_such_task_anywhere"))
+
+
+def test_tasks_need_lm_eval(folders, files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UsageError, match=r"--tasks needs lm-eval: pip install 'transmla\[eval\]'"):
+        evaluate(ask(folders, files / "choose.jsonl"))
+
+
+def test_differences_are_told_from_noise():
+    chance = random.Random(0)
+    source = [float(chance.random() < 0.6) for _ in range(1000)]
+    # Flips in both directions alike are noise, though 10 % of the items change; all in one direction are not.
+    flipped = [float(bool(value) != (number % 10 == 0)) for number, value in enumerate(source)]
+    worse = [value * (number % 10 != 0) for number, value in enumerate(source)]
+    assert task_score("a", flipped, source).p_value > 0.05
+    assert task_score("a", worse, source).p_value < 1e-6
+    assert task_score("a", source, source).p_value == 1
+    assert task_score("a", [1.0], [0.0]).p_value is None
+
+
+def test_the_p_value_is_right_as_often_as_it_says():
+    """Of models that are as good as each other, one in 20 differs this much."""
+    chance = random.Random(1)
+    below = 0
+    for _ in range(2000):
+        source, other = ([float(chance.random() < 0.5) for _ in range(200)] for _ in range(2))
+        below += task_score("a", other, source).p_value < 0.05
+    assert 60 < below < 150

@@ -1,0 +1,174 @@
+"""Where the loss comes from: one converted layer at a time in the source.
+
+The source reads some windows once for each layer, with this layer's attention replaced by the converted one. What its
+output is off by, and what the loss rises by, say where more rank would pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from transmla.errors import UsageError
+from transmla.evaluate.models import take_form
+from transmla.evaluate.passages import Passages
+from transmla.evaluate.report import LayerScore, LayersReport
+from transmla.evaluate.results import Arrays, Results
+from transmla.evaluate.scores import score_tokens
+from transmla.evaluate.subjects import Subject
+from transmla.modeling.exchange import has_latent_attention
+from transmla.progress import Progress
+
+
+class LayersPart:
+    """The layers of all converted models."""
+
+    field = "layers"
+
+    def __init__(self, dataset: str, passages: Passages, *, results: Results, source: Subject, batch_size: int) -> None:
+        """Take a few windows of a text.
+
+        Args:
+            dataset: what the user calls it.
+            passages: the windows.
+            results: where what is known lies.
+            source: whose layers are replaced.
+            batch_size: windows at once.
+        """
+        self._dataset, self._passages = dataset, passages
+        self._results, self._source, self._batch_size = results, source, batch_size
+        self._found: list[tuple[str, Arrays]] = []
+
+    def measure(self, subject: Subject, progress: Progress) -> None:
+        """Put a model's layers into the source, one after the other."""
+        if subject is self._source:
+            return
+        key = {"what": "layers", **subject.key, "source": self._source.fingerprint, **self._passages.settings}
+
+        def read() -> Arrays:
+            return measure_layers(
+                self._source.model, subject.model, self._passages, batch_size=self._batch_size, progress=progress
+            )
+
+        self._found.append((subject.name, self._results.arrays(key, read)))
+
+    def report(self) -> Iterator[LayersReport]:
+        """Put everything together."""
+        for name, found in self._found:
+            increase = found["nll"] - found["source_nll"]
+            total = float(increase.sum())
+            yield LayersReport(
+                model=name,
+                dataset=self._dataset,
+                num_positions=self._passages.num_positions,
+                layers=tuple(
+                    LayerScore(
+                        layer=layer,
+                        relative_error=float(error),
+                        excess_nll=float(more),
+                        share=float(more) / total if total else 0.0,
+                    )
+                    for layer, (error, more) in enumerate(zip(found["error"], increase, strict=True))
+                ),
+            )
+
+
+def measure_layers(
+    source: PreTrainedModel, converted: PreTrainedModel, passages: Passages, *, batch_size: int, progress: Progress
+) -> Arrays:
+    """Replace the source's attention by the converted one, layer after layer.
+
+    Returns:
+        ``error``, for each layer: what its attention's output is off by, the root of the share of squares, where the
+        input is the source's own. ``nll`` and ``source_nll``: the loss with this layer replaced, and without.
+
+    Raises:
+        UsageError: the layers of the two do not answer to each other.
+    """
+    pairs = list(zip(source.get_decoder().layers, converted.get_decoder().layers, strict=False))
+    if source.config.num_hidden_layers != converted.config.num_hidden_layers or not has_latent_attention(converted):
+        raise UsageError(f"--per-layer compares a source with its conversions, which {converted.name_or_path} is not.")
+    rotary = converted.get_decoder().rotary_emb
+    # Norms cannot tell a residual stream of another scale, if their eps is scaled as well.
+    scale = (converted.config.rms_norm_eps / source.config.rms_norm_eps) ** 0.5
+    take_form(converted, "stock")
+    try:
+        errors, losses = [], []
+        with progress.task(f"Layers of {converted.name_or_path}", len(pairs) + 1) as advance:
+            source_nll = _mean_nll(source, passages, batch_size)
+            advance(1)
+            for layer, substitute in pairs:
+                with _replaced(layer, _Substitute(substitute, rotary, scale)) as error:
+                    losses.append(_mean_nll(source, passages, batch_size))
+                errors.append(error.relative)
+                advance(1)
+    finally:
+        take_form(converted, "absorbed")
+    return {"error": numpy.array(errors), "nll": numpy.array(losses), "source_nll": numpy.array(source_nll)}
+
+
+def _mean_nll(model: PreTrainedModel, passages: Passages, batch_size: int) -> float:
+    return float(score_tokens(model, passages, batch_size=batch_size)["nll"].mean(dtype=numpy.float64))
+
+
+@dataclass(frozen=True)
+class _Substitute:
+    """A converted layer's attention, on the input of the source's layer."""
+
+    layer: nn.Module
+    rotary: nn.Module
+    scale: float
+
+    def __call__(self, stream: Float[Tensor, "batch window hidden"]) -> Float[Tensor, "batch window hidden"]:
+        scaled = stream * self.scale
+        positions = torch.arange(stream.shape[1], device=stream.device)[None]
+        layer: Any = self.layer
+        output, _ = layer.self_attn(
+            hidden_states=layer.input_layernorm(scaled),
+            position_embeddings=self.rotary(scaled, positions),
+            attention_mask=None,
+        )
+        return output / self.scale
+
+
+@dataclass
+class _Error:
+    off: float = 0.0
+    whole: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        return (self.off / self.whole) ** 0.5 if self.whole else 0.0
+
+
+@contextmanager
+def _replaced(layer: Any, substitute: Callable[[Tensor], Tensor]) -> Iterator[_Error]:
+    """Let a layer's attention put out what another puts out; compare the two meanwhile."""
+    error, streams = _Error(), []
+
+    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        streams.append(args[0] if args else kwargs["hidden_states"])
+
+    def replace(_: Any, __: Any, output: tuple[Any, ...]) -> tuple[Any, ...]:
+        other = substitute(streams.pop())
+        error.off += float((other.float() - output[0].float()).square().sum())
+        error.whole += float(output[0].float().square().sum())
+        return (other, *output[1:])
+
+    hooks = [
+        layer.register_forward_pre_hook(keep, with_kwargs=True),
+        layer.self_attn.register_forward_hook(replace),
+    ]
+    try:
+        yield error
+    finally:
+        for hook in hooks:
+            hook.remove()
