@@ -241,7 +241,7 @@ class EvalRequest(ComparisonRequest):
     )
     greedy_tokens: int = Field(128, ge=1, description="Tokens that it writes.")
     per_layer: bool = Field(
-        False, description="Put the converted layers into the source one at a time: where does the loss come from?"
+        False, description="Put the converted layers into the source one at a time, to see where the loss comes from."
     )
     layer_windows: int = Field(4, ge=1, description="Windows of the first data set for --per-layer.")
     batch_size: int = Field(1, ge=1, description="Windows, or answers, per forward pass.")

@@ -131,7 +131,7 @@ def test_refusals(cli, exact_pair, arguments, code, message):
 
 
 def test_a_missing_matplotlib_is_said_before_the_work(cli, exact_pair, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = cli("bench", *exact_pair, "--plot", "bench.png")
     assert result.exit_code == 2
     assert result.stderr == "Error: --plot needs matplotlib: pip install 'transmla[plots]', or drop --plot.\n"

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 import transmla.evaluate.run
 from transmla.cli.eval import evaluate_models
-from transmla.cli.eval_view import report_tables, short_names
+from transmla.cli.eval_view import report_tables
 from transmla.errors import UsageError
 from transmla.evaluate.report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore, Versions
+from transmla.evaluate.sheets import short_names
 
 
 def bucket(start, **values):

@@ -41,6 +41,12 @@ def evaluate_models(
     token: Annotated[str | None, typer.Option(help=_help("token"))] = None,
     no_cache: Annotated[bool | None, typer.Option("--no-cache", help=_help("no_cache"))] = None,
     config: Annotated[Path | None, typer.Option(help="YAML recipe; flags win over it.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write tables and plots into this HTML file, which needs nothing else.")
+    ] = None,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Write the numbers into the model cards of the converted folders.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
@@ -49,10 +55,22 @@ def evaluate_models(
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
     from transmla.cli.eval_view import report_tables
+    from transmla.cli.plots import check_plots, check_writable
+    from transmla.evaluate.card import check_cards, update_cards
+    from transmla.evaluate.page import write_page
     from transmla.evaluate.run import evaluate
 
-    report = evaluate(request, progress=choose_progress(quiet=quiet))
+    if report is not None:
+        check_plots("--report")
+        check_writable(report, "--report")
+    if update_card:
+        check_cards(request.converted)
+    found = evaluate(request, progress=choose_progress(quiet=quiet))
+    if report is not None:
+        write_page(found, report)
+    if update_card:
+        update_cards(found)
     if as_json:
-        print(report.model_dump_json(indent=2))
+        print(found.model_dump_json(indent=2))
     else:
-        Console().print(*report_tables(report), sep="\n")
+        Console().print(*report_tables(found), sep="\n")

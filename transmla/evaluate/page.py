@@ -1,0 +1,80 @@
+"""An evaluation as one file that any browser shows: tables, pictures, and how it was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from transmla.errors import OutputError
+from transmla.evaluate.figures import report_figures
+from transmla.evaluate.report import EvalReport
+from transmla.evaluate.sheets import report_sheets, short_names
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem .25rem 0; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 1px solid #888; } tbody tr:hover { background: #f2f4f7; }
+svg { max-width: 100%; height: auto; }
+footer { margin-top: 3rem; color: #666; font-size: .85rem; overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p>Compared with {{ source }}, which is the first in every table.</p>
+{% for sheet in sheets %}
+<h2>{{ sheet.title }}</h2>
+<div class="wide"><table>
+<thead><tr>{% for heading in sheet.headings %}<th>{{ heading }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in sheet.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody>
+</table></div>
+{% endfor %}
+{% for caption, svg in figures %}
+<h2>{{ caption }}</h2>
+<div class="wide">{{ svg | safe }}</div>
+{% endfor %}
+<footer>
+<p>{{ report.dtype }} on {{ report.device }}; transmla {{ report.versions.transmla }}, torch
+{{ report.versions.torch }}, transformers {{ report.versions.transformers }}.</p>
+{% for text in report.texts %}<p>{{ text.data.dataset }}: {{ text.data.num_tokens }} tokens, {{ text.data.protocol }},
+SHA-256 of the tokens {{ text.data.sha256 }}.</p>
+{% endfor %}{% for model in report.models %}<p>{{ model.name }}: {{ model.fingerprint }}.</p>
+{% endfor %}</footer>
+</body>
+</html>
+"""
+
+
+def write_page(report: EvalReport, path: Path) -> None:
+    """Write the report as a page; nothing in it is fetched from anywhere.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    source, *others = short_names([model.name for model in report.models])
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(_PAGE).render(
+        title=", ".join(others) or source,
+        source=source,
+        sheets=list(report_sheets(report)),
+        figures=list(report_figures(report)),
+        report=report,
+    )
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None

@@ -1,0 +1,182 @@
+"""An evaluation as sheets of short words, which the terminal, a page and a card lay out alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+
+from transmla.evaluate.report import EvalReport, GreedyReport, TaskScore, TextReport, TextScore
+
+SIGNIFICANT = 0.05
+"""Probability below which a difference is not taken for noise."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: the first column holds names, the others mostly numbers."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def report_sheets(report: EvalReport) -> Iterator[Sheet]:
+    """Yield a sheet for each part of the report."""
+    names = short_names([model.name for model in report.models])
+    for text in report.texts:
+        yield _text(text, names, report.dtype)
+        if len(text.scores[0].positions) > 1:
+            yield _positions(text, names)
+    if report.tasks:
+        yield _tasks(report, names)
+    if report.contexts:
+        yield _contexts(report, names)
+    for greedy in report.greedy:
+        yield _greedy(greedy, names)
+    if report.layers:
+        yield _layers(report, names)
+    yield _cost(report, names)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return as much of the ends of paths as tells them apart."""
+    for count in range(1, 1 + max(len(Path(name).parts) for name in names)):
+        short = ["/".join(Path(name).parts[-count:]) for name in names]
+        if len(set(short)) == len(set(names)):
+            break
+    return short
+
+
+def _text(text: TextReport, names: Sequence[str], dtype: str) -> Sheet:
+    data = text.data
+    return Sheet(
+        f"{Path(data.dataset).name}: {data.num_positions:,} tokens in {data.protocol}, {dtype}",
+        ("Model", "Perplexity", "Bits/byte", "Excess NLL", "KL", "Top-1", "Top-5"),
+        tuple(
+            (
+                name,
+                f"{score.perplexity:.4f}",
+                f"{score.bits_per_byte:.4f}",
+                _excess(score),
+                _small(score.kl),
+                _percent(score.top1_agreement),
+                _percent(score.top5_agreement),
+            )
+            for name, score in zip(names, text.scores, strict=True)
+        ),
+    )
+
+
+def _positions(text: TextReport, names: Sequence[str]) -> Sheet:
+    rows = []
+    for number, bucket in enumerate(text.scores[0].positions):
+        others = (score.positions[number].excess_nll for score in text.scores[1:])
+        label = f"{bucket.start:,} to {bucket.stop - 1:,}"
+        rows.append((label, f"{bucket.nll:.4f}", *(_small(excess, "+") for excess in others)))
+    title = f"{Path(text.data.dataset).name}: excess NLL (of the source: NLL) by the tokens before"
+    return Sheet(title, ("Before", *names), tuple(rows))
+
+
+def _tasks(report: EvalReport, names: Sequence[str]) -> Sheet:
+    rows: list[tuple[str, ...]] = []
+    for task in report.tasks:
+        head = (f"{task.task} ({task.metric})", f"{task.num_items:,}")
+        for name, score in zip(names, task.scores, strict=True):
+            rows.append((*head, name, _with_error(score.value, score.standard_error), *_difference(score)))
+            head = ("", "")
+    title = f"Tasks, and paired differences to the source; from p {SIGNIFICANT} on they may be noise"
+    return Sheet(title, ("Task", "Items", "Model", "Score", "Difference", "p", "is"), tuple(rows))
+
+
+def _difference(score: TaskScore) -> tuple[str, ...]:
+    if score.difference is None:
+        return ("-", "-", "")
+    if score.p_value is None:
+        return (_with_error(score.difference, None, "+"), "-", "")
+    verdict = "noise" if score.p_value >= SIGNIFICANT else "better" if score.difference > 0 else "worse"
+    return (_with_error(score.difference, score.difference_se, "+"), f"{score.p_value:.2g}", verdict)
+
+
+def _contexts(report: EvalReport, names: Sequence[str]) -> Sheet:
+    rows = []
+    cells = sorted(report.contexts, key=lambda cell: (cell.kind, cell.length))
+    for (kind, length), group in groupby(cells, key=lambda cell: (cell.kind, cell.length)):
+        columns = zip(*(cell.scores for cell in group), strict=True)
+        shares = (fmean(score.token_accuracy for score in column) for column in columns)
+        rows.append((kind, f"{length:,}", *map(_percent, shares)))
+    return Sheet("Looking back: tokens said right, needles at all depths", ("Task", "Tokens", *names), tuple(rows))
+
+
+def _greedy(greedy: GreedyReport, names: Sequence[str]) -> Sheet:
+    return Sheet(
+        f"Greedy text behind {greedy.num_prompts} prompts of {greedy.num_prompt_tokens} tokens, "
+        f"{greedy.num_new_tokens} each",
+        ("Model", "As the source for (median)", "to the end", "Same token behind its text"),
+        tuple(
+            (
+                name,
+                f"{score.median_same_tokens:g} tokens",
+                _percent(score.never_different),
+                _percent(score.agreement),
+            )
+            for name, score in zip(names[1:], greedy.scores, strict=True)
+        ),
+    )
+
+
+def _layers(report: EvalReport, names: Sequence[str]) -> Sheet:
+    rows = []
+    for layers in zip(*(model.layers for model in report.layers), strict=True):
+        cells = (f"{layer.relative_error:.1%}  {_small(layer.excess_nll, '+')}" for layer in layers)
+        rows.append((str(layers[0].layer), *cells))
+    sums = (sum(layer.excess_nll for layer in model.layers) for model in report.layers)
+    rows.append(("sum", *(_small(total, "+") for total in sums)))
+    title = "One converted layer at a time: its output is off by, the loss rises by"
+    return Sheet(title, ("Layer", *names[1:]), tuple(rows))
+
+
+def _cost(report: EvalReport, names: Sequence[str]) -> Sheet:
+    whole = report.models[0].kv_bytes_per_token
+    return Sheet(
+        "Cost, measured on a cache",
+        ("Model", "KV bytes/token", "of the source", "numbers/layer", "Parameters"),
+        tuple(
+            (
+                name,
+                f"{model.kv_bytes_per_token:,}",
+                f"{model.kv_bytes_per_token / whole:.1%}",
+                f"{model.kv_numbers_per_token_layer:,.0f}",
+                _short(model.num_parameters),
+            )
+            for name, model in zip(names, report.models, strict=True)
+        ),
+    )
+
+
+def _excess(score: TextScore) -> str:
+    error = "" if score.excess_se is None else f" ±{_small(score.excess_se)}"
+    return _small(score.excess_nll, "+") + error
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.1%}" + ("" if error is None else f" ±{error:.1%}")
+
+
+def _small(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    return format(value, f"{sign}.4f" if value == 0 or abs(value) >= 1e-3 else f"{sign}.0e")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _short(count: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return str(count)
