@@ -50,7 +50,7 @@ def _svg(figure: Any) -> str:
 
 
 def _quality(report: EvalReport, names: Sequence[str]) -> str:
-    figure = _figure(4 * len(report.texts) + 1, 3.6)
+    figure = _figure(1.0 + 4 * len(report.texts), 3.6)
     whole = report.models[0].kv_bytes_per_token
     for axes, text in zip(figure.subplots(1, len(report.texts), squeeze=False)[0], report.texts, strict=True):
         for number, (name, model, score) in enumerate(zip(names, report.models, text.scores, strict=True)):
@@ -65,7 +65,7 @@ def _quality(report: EvalReport, names: Sequence[str]) -> str:
 
 
 def _positions(text: TextReport, names: Sequence[str]) -> str:
-    figure = _figure(8, 3)
+    figure = _figure(8.0, 3.0)
     axes = figure.subplots()
     for number, (name, score) in enumerate(zip(names[1:], text.scores[1:], strict=True), start=1):
         middles = [(bucket.start + bucket.stop) / 2 for bucket in score.positions]
@@ -81,7 +81,7 @@ def _positions(text: TextReport, names: Sequence[str]) -> str:
 
 
 def _tasks(tasks: Sequence[TaskReport], names: Sequence[str]) -> str:
-    figure = _figure(8, 0.8 + 0.22 * len(tasks) * len(names))
+    figure = _figure(8.0, 0.8 + 0.22 * len(tasks) * len(names))
     axes = figure.subplots()
     for number, name in enumerate(names[1:], start=1):
         places = [row + (number - len(names) / 2) / (len(names) + 1) for row in range(len(tasks))]
@@ -123,7 +123,7 @@ def _needles(cells: Sequence[ContextReport], names: Sequence[str]) -> str:
 
 
 def _copies(cells: Sequence[ContextReport], names: Sequence[str]) -> str:
-    figure = _figure(8, 3)
+    figure = _figure(8.0, 3.0)
     axes = figure.subplots()
     lengths = [cell.length for cell in cells]
     for number, name in enumerate(names):
@@ -139,7 +139,7 @@ def _copies(cells: Sequence[ContextReport], names: Sequence[str]) -> str:
 
 
 def _layers(report: EvalReport, names: Sequence[str]) -> str:
-    figure = _figure(9, 3)
+    figure = _figure(9.0, 3.0)
     for axes, field, label in zip(
         figure.subplots(1, 2), ("relative_error", "excess_nll"), ("output off by", "loss rises by, nats"), strict=True
     ):
