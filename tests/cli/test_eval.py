@@ -131,8 +131,8 @@ def test_the_tables_fit_a_terminal(run, width):
         "18.2974",
         "-3e-05 ±0.0041",
         "0.0432",
-        "93.19%",
-        "87.65%",
+        "93.2%",
+        "87.6%",
     )
     for part in (*parts, "0.9274", "512 to 1,023", "+0.0202", "131,072", "25.0%", "8.03B"):
         assert part in shown

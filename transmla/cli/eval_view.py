@@ -19,8 +19,10 @@ def report_tables(report: EvalReport) -> Iterator[Table]:
         )
         for number, heading in enumerate(sheet.headings):
             table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        # Rows without a name belong to the one above.
+        grouped = not all(row[0] for row in sheet.rows)
         for row in sheet.rows:
-            if not row[0].isspace() and row[0] and len(table.rows) and not sheet.rows[len(table.rows) - 1][0]:
+            if grouped and row[0]:
                 table.add_section()
             table.add_row(*row)
         yield table

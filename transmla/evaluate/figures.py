@@ -96,7 +96,7 @@ def _tasks(tasks: Sequence[TaskReport], names: Sequence[str]) -> str:
         )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(tasks)), labels=[f"{task.task} ({task.metric})" for task in tasks])
-    axes.invert_yaxis()
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.xaxis.set_major_formatter("{x:+.1%}")
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8)

@@ -24,7 +24,10 @@ class Sheet:
 
 
 def report_sheets(report: EvalReport) -> Iterator[Sheet]:
-    """Yield a sheet for each part of the report."""
+    """Yield a sheet for each part of the report.
+
+    By position, the source's column is its loss, and the others are what they have more.
+    """
     names = short_names([model.name for model in report.models])
     for text in report.texts:
         yield _text(text, names, report.dtype)
@@ -76,8 +79,8 @@ def _positions(text: TextReport, names: Sequence[str]) -> Sheet:
         others = (score.positions[number].excess_nll for score in text.scores[1:])
         label = f"{bucket.start:,} to {bucket.stop - 1:,}"
         rows.append((label, f"{bucket.nll:.4f}", *(_small(excess, "+") for excess in others)))
-    title = f"{Path(text.data.dataset).name}: excess NLL (of the source: NLL) by the tokens before"
-    return Sheet(title, ("Before", *names), tuple(rows))
+    title = f"{Path(text.data.dataset).name}: excess NLL by position"
+    return Sheet(title, ("Tokens before", *names), tuple(rows))
 
 
 def _tasks(report: EvalReport, names: Sequence[str]) -> Sheet:
@@ -107,7 +110,7 @@ def _contexts(report: EvalReport, names: Sequence[str]) -> Sheet:
         columns = zip(*(cell.scores for cell in group), strict=True)
         shares = (fmean(score.token_accuracy for score in column) for column in columns)
         rows.append((kind, f"{length:,}", *map(_percent, shares)))
-    return Sheet("Looking back: tokens said right, needles at all depths", ("Task", "Tokens", *names), tuple(rows))
+    return Sheet("Looking back: tokens said right", ("Task", "Tokens", *names), tuple(rows))
 
 
 def _greedy(greedy: GreedyReport, names: Sequence[str]) -> Sheet:
@@ -134,7 +137,7 @@ def _layers(report: EvalReport, names: Sequence[str]) -> Sheet:
         rows.append((str(layers[0].layer), *cells))
     sums = (sum(layer.excess_nll for layer in model.layers) for model in report.layers)
     rows.append(("sum", *(_small(total, "+") for total in sums)))
-    title = "One converted layer at a time: its output is off by, the loss rises by"
+    title = "One layer at a time: off by, loss rises by"
     return Sheet(title, ("Layer", *names[1:]), tuple(rows))
 
 
@@ -172,7 +175,7 @@ def _small(value: float | None, sign: str = "") -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _short(count: int) -> str:
