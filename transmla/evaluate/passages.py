@@ -40,7 +40,7 @@ class Passages:
         tokens_per_byte: of the text, in UTF-8; turns nats a token into bits a byte.
     """
 
-    tokens: tuple[Int[Tensor, " tokens"], ...]
+    tokens: tuple[Int[Tensor, " _"], ...]
     first: tuple[int, ...]
     tokens_per_byte: float
 
