@@ -244,6 +244,9 @@ class EvalRequest(ComparisonRequest):
         False, description="Put the converted layers into the source one at a time, to see where the loss comes from."
     )
     layer_windows: int = Field(4, ge=1, description="Windows of the first data set for --per-layer.")
+    speed_contexts: Annotated[tuple[Annotated[int, Field(ge=64)], ...], BeforeValidator(_split_at_commas)] = Field(
+        (), description="Context lengths at which all models are timed, as bench does. Repeat, or separate by commas."
+    )
     batch_size: int = Field(1, ge=1, description="Windows, or answers, per forward pass.")
     dtype: ComputeDtype = Field("float32", description="Type in which the models run.")
     device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")

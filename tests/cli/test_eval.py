@@ -11,7 +11,8 @@ import transmla.evaluate.run
 from transmla.cli.eval import evaluate_models
 from transmla.cli.eval_view import report_tables
 from transmla.errors import UsageError
-from transmla.evaluate.report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore, Versions
+from transmla.evaluate.eval_report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore
+from transmla.evaluate.report import Versions
 from transmla.evaluate.sheets import short_names
 
 
@@ -26,7 +27,7 @@ REPORT = EvalReport(
             fingerprint="a" * 32,
             kv_bytes_per_token=131072,
             kv_numbers_per_token_layer=2048.0,
-            kv_numbers_computed=65536,
+            kv_bytes_computed=131072,
             num_parameters=8_030_261_248,
         ),
         ModelReport(
@@ -34,7 +35,7 @@ REPORT = EvalReport(
             fingerprint="b" * 32,
             kv_bytes_per_token=32768,
             kv_numbers_per_token_layer=512.0,
-            kv_numbers_computed=16384,
+            kv_bytes_computed=32768,
             num_parameters=135_000,
         ),
     ),

@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 from transmla.cli.app import app
 from transmla.errors import OutputError, UsageError
 from transmla.evaluate.card import check_cards, update_cards, with_evaluation
-from transmla.evaluate.page import write_page
-from transmla.evaluate.report import (
+from transmla.evaluate.eval_report import (
     Bucket,
     ContextReport,
     ContextScore,
@@ -25,8 +24,9 @@ from transmla.evaluate.report import (
     TaskScore,
     TextReport,
     TextScore,
-    Versions,
 )
+from transmla.evaluate.page import write_page
+from transmla.evaluate.report import Versions
 from transmla.evaluate.sheets import report_sheets
 
 NAMES = ("org/source", "/models/<closed> & form", "/models/healed")
@@ -104,7 +104,7 @@ def make_report(names=NAMES):
                 fingerprint=f"{number:032x}",
                 kv_bytes_per_token=46080 // (1 + 2 * (number > 0)),
                 kv_numbers_per_token_layer=384.0,
-                kv_numbers_computed=11520,
+                kv_bytes_computed=46080,
                 num_parameters=134_515_008 + number,
             )
             for number, name in enumerate(names)

@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM
 import transmla.evaluate.subjects
 from transmla.config import EvalRequest
 from transmla.errors import CheckpointError, DataError, UsageError
-from transmla.evaluate.report import EvalReport
+from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.run import evaluate
+from transmla.evaluate.sheets import report_sheets
 from transmla.evaluate.text import TextPart
 
 
@@ -80,8 +81,8 @@ def test_the_report_holds_source_and_conversions(folders, llama, deepseek, token
     source, other = report.models
     assert (source.name, other.name) == (str(folders / "source"), converted)
     assert other.kv_bytes_per_token == 2 * 24 * 4
-    assert other.kv_numbers_computed == 2 * 24
-    assert source.kv_numbers_computed == 3 * 40 == source.kv_numbers_per_token_layer * 3
+    assert other.kv_bytes_computed == 2 * 24 * 4
+    assert source.kv_bytes_computed == 3 * 40 * 4 == source.kv_numbers_per_token_layer * 3 * 4
     assert other.num_parameters == deepseek.num_parameters()
 
     assert (one.data.num_tokens, one.data.num_passages, one.data.num_positions) == (320, 10, 310)
@@ -182,8 +183,20 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(folders, cache, m
     assert evaluate(request) == evaluate(request.model_copy(update={"no_cache": True}))
 
 
+def test_speed_is_measured_by_bench(folders):
+    report = evaluate(ask(folders, str(folders / "converted"), dataset=(), speed_contexts=(64, 128)))
+    [bench] = report.speed
+    assert [(cell.model, cell.form, cell.context) for cell in bench.cells] == [
+        (str(folders / name), form, context)
+        for context in (64, 128)
+        for name, form in (("source", "stock"), ("converted", "stock"), ("converted", "absorbed"))
+    ]
+    speed = list(report_sheets(report))[-1]
+    assert [row[0] for row in speed.rows[:3]] == ["source", "converted", "converted, absorbed"]
+
+
 def test_nothing_to_measure_is_refused(folders):
-    with pytest.raises(UsageError, match="There is nothing to measure: pass --dataset, --tasks or --contexts"):
+    with pytest.raises(UsageError, match="There is nothing to measure: pass --dataset, --tasks, --contexts or --speed"):
         evaluate(ask(folders, dataset=()))
 
 

@@ -59,7 +59,7 @@ def test_what_is_written_measures_as_it_did_in_training(train, cli, pair, tmp_pa
     source, converted = pair
     output = train(converted, tmp_path / "out", "--max-steps 6 --eval-steps 3")
     result = cli("eval", source, output, "--dataset", calibration_text, "--window", 32, "--max-tokens", 512, "--json")
-    measured = json.loads(result.stdout)["converted"][0]
+    measured = json.loads(result.stdout)["texts"][0]["scores"][1]
     reported = min(report_of(output)["heldout"], key=lambda point: point["loss"])
     # Found: 1e-7. The first sixteen sequences are those that are held out.
     assert measured["nll"] == pytest.approx(reported["nll"], rel=1e-5)
@@ -129,8 +129,9 @@ def test_an_exact_conversion_has_nothing_to_match(train, cli, pair, tmp_path, fl
     source, _ = pair
     assert cli("convert", source, tmp_path / "mla", "--exact", *flags.split(), "-q").exit_code == 0
     start = report_of(train(tmp_path / "mla", tmp_path / "out", "--max-steps 1 --attention-weight 1 --ce-weight 0"))
-    # Found: 2e-6; in the quantizable profile the norm is off by 1e-4 for an average token.
-    assert 0 <= start["heldout"][0]["loss"] < (1e-2 if flags else 1e-4)
+    # Found: 2e-6, on some processors -2e-9, which is float32's rounding of a divergence of zero; in the quantizable
+    # profile the norm is off by 1e-4 for an average token.
+    assert -1e-7 < start["heldout"][0]["loss"] < (1e-2 if flags else 1e-4)
 
 
 def test_probabilities_that_a_teacher_wrote_down(train, converted, tmp_path):

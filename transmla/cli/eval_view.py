@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from transmla.evaluate.report import EvalReport
+from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.sheets import report_sheets
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transmla.errors import OutputError, UsageError
-from transmla.evaluate.report import EvalReport
+from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.sheets import Sheet, report_sheets
 
 _START, _END = "<!-- transmla eval: start -->", "<!-- transmla eval: end -->"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transmla.evaluate.cache import computed_cache_numbers, measure_cache
-from transmla.evaluate.report import ModelReport
+from transmla.evaluate.eval_report import ModelReport
 from transmla.evaluate.results import Results
 from transmla.evaluate.subjects import Subject
 from transmla.progress import Progress
@@ -29,7 +29,7 @@ class CostPart:
             return {
                 "kv_bytes_per_token": use.bytes_per_token,
                 "kv_numbers_per_token_layer": use.numbers_per_token_layer,
-                "kv_numbers_computed": computed_cache_numbers(model.config),
+                "kv_bytes_computed": computed_cache_numbers(model.config) * model.dtype.itemsize,
                 "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from transmla.evaluate.report import ContextReport, EvalReport, TaskReport, TextReport
+from transmla.evaluate.eval_report import ContextReport, EvalReport, TaskReport, TextReport
 from transmla.evaluate.sheets import short_names
 
 

@@ -15,8 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from transmla.evaluate.eval_report import GreedyReport, GreedyScore
 from transmla.evaluate.passages import Passages
-from transmla.evaluate.report import GreedyReport, GreedyScore
 from transmla.evaluate.results import Arrays, Results
 from transmla.evaluate.scores import score_tokens
 from transmla.evaluate.subjects import Subject

@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from transmla.errors import UsageError
+from transmla.evaluate.eval_report import ContextReport, ContextScore, Kind
 from transmla.evaluate.passages import Passages
-from transmla.evaluate.report import ContextReport, ContextScore, Kind
 from transmla.evaluate.results import Arrays, Results
 from transmla.evaluate.scores import score_tokens
 from transmla.evaluate.subjects import Subject

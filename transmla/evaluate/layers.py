@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from transmla.errors import UsageError
+from transmla.evaluate.eval_report import LayerScore, LayersReport
 from transmla.evaluate.models import take_form
 from transmla.evaluate.passages import Passages
-from transmla.evaluate.report import LayerScore, LayersReport
 from transmla.evaluate.results import Arrays, Results
 from transmla.evaluate.scores import score_tokens
 from transmla.evaluate.subjects import Subject

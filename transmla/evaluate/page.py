@@ -7,8 +7,8 @@ from pathlib import Path
 import jinja2
 
 from transmla.errors import OutputError
+from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.figures import report_figures
-from transmla.evaluate.report import EvalReport
 from transmla.evaluate.sheets import report_sheets, short_names
 
 _PAGE = """<!DOCTYPE html>

@@ -1,4 +1,4 @@
-"""What an evaluation found, as data that reads and writes JSON."""
+"""What all reports have in common, and what a model said to one prompt."""
 
 from __future__ import annotations
 
@@ -9,162 +9,11 @@ from pydantic import BaseModel, ConfigDict
 Form = Literal["stock", "absorbed"]
 """How attention runs: as stock transformers has it, or on the cached latent itself."""
 
-Kind = Literal["needle", "copy"]
-"""What a model looks back for."""
-
 
 class Record(BaseModel):
     """Frozen, and nothing in it that nobody declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelReport(Record):
-    """One model, and what it costs.
-
-    ``kv_numbers_computed`` is read off the config, the other two are measured on a cache.
-    """
-
-    name: str
-    fingerprint: str
-    kv_bytes_per_token: int
-    kv_numbers_per_token_layer: float
-    kv_numbers_computed: int
-    num_parameters: int
-
-
-class DataReport(Record):
-    """A text: enough to know whether two reports speak of the same tokens."""
-
-    dataset: str
-    protocol: str
-    num_tokens: int
-    num_passages: int
-    num_positions: int
-    sha256: str
-
-
-class Bucket(Record):
-    """The judged tokens that have ``start`` to ``stop`` others before them in their passage."""
-
-    start: int
-    stop: int
-    num_positions: int
-    nll: float
-    excess_nll: float | None = None
-    kl: float | None = None
-
-
-class TextScore(Record):
-    """How a model predicts a text; the comparisons are with the source, and ``None`` for the source itself.
-
-    ``excess_se`` is the standard error of the excess over texts like this one, passages taken for independent.
-    ``top5_agreement`` is the share of the source's five likeliest tokens that are among the model's.
-    """
-
-    model: str
-    nll: float
-    perplexity: float
-    bits_per_byte: float
-    excess_nll: float | None = None
-    excess_se: float | None = None
-    kl: float | None = None
-    top1_agreement: float | None = None
-    top5_agreement: float | None = None
-    positions: tuple[Bucket, ...]
-
-
-class TextReport(Record):
-    """One text, and what each model makes of it: the source first."""
-
-    data: DataReport
-    scores: tuple[TextScore, ...]
-
-
-class TaskScore(Record):
-    """A model's mean over the items of a task, and its difference to the source on the same items.
-
-    ``p_value`` is how likely a difference as large is, in either direction, between models that are equally good.
-    """
-
-    model: str
-    value: float
-    standard_error: float | None
-    difference: float | None = None
-    difference_se: float | None = None
-    p_value: float | None = None
-
-
-class TaskReport(Record):
-    """One metric of a task, and what each model reaches: the source first."""
-
-    task: str
-    metric: str
-    num_items: int
-    scores: tuple[TaskScore, ...]
-
-
-class ContextScore(Record):
-    """What a model says when it must look back: the share of tokens it gets right, and of texts without a mistake."""
-
-    model: str
-    token_accuracy: float
-    exact: float
-    nll: float
-
-
-class ContextReport(Record):
-    """Texts of one kind and length, with the needle at one depth: 0 at the start, 1 just before the question."""
-
-    kind: Kind
-    length: int
-    depth: float | None
-    num_trials: int
-    scores: tuple[ContextScore, ...]
-
-
-class GreedyScore(Record):
-    """For how many tokens a model would have written what the source wrote, for each prompt.
-
-    ``agreement`` is the share of all tokens that would have been the same behind the source's own text.
-    """
-
-    model: str
-    same_tokens: tuple[int, ...]
-    median_same_tokens: float
-    never_different: float
-    agreement: float
-
-
-class GreedyReport(Record):
-    """What converted models would have written, beside what the source wrote."""
-
-    dataset: str
-    num_prompts: int
-    num_prompt_tokens: int
-    num_new_tokens: int
-    scores: tuple[GreedyScore, ...]
-
-
-class LayerScore(Record):
-    """One converted layer in the source: relative error of its attention's output, and what the loss rises by.
-
-    ``share`` is its part of the sum over all layers; the layers together may cost more, or less, than that.
-    """
-
-    layer: int
-    relative_error: float
-    excess_nll: float
-    share: float
-
-
-class LayersReport(Record):
-    """All layers of one converted model."""
-
-    model: str
-    dataset: str
-    num_positions: int
-    layers: tuple[LayerScore, ...]
 
 
 class Versions(Record):
@@ -173,20 +22,6 @@ class Versions(Record):
     transmla: str
     torch: str
     transformers: str
-
-
-class EvalReport(Record):
-    """The models, the source first, what was measured, and how."""
-
-    models: tuple[ModelReport, ...]
-    texts: tuple[TextReport, ...] = ()
-    tasks: tuple[TaskReport, ...] = ()
-    contexts: tuple[ContextReport, ...] = ()
-    greedy: tuple[GreedyReport, ...] = ()
-    layers: tuple[LayersReport, ...] = ()
-    dtype: str
-    device: str
-    versions: Versions
 
 
 class GenerationReport(Record):

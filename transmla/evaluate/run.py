@@ -13,16 +13,18 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from transmla.calibration.text import load_tokenizer
-from transmla.config import EvalRequest
+from transmla.config import BenchRequest, ComparisonRequest, EvalRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
+from transmla.evaluate.bench import bench
+from transmla.evaluate.bench_report import BenchReport
 from transmla.evaluate.cost import CostPart
+from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.greedy import GreedyPart
 from transmla.evaluate.haystack import ContextPart
 from transmla.evaluate.layers import LayersPart
 from transmla.evaluate.models import check_comparable, find_models, loaded_versions
 from transmla.evaluate.passages import Passages, read_passages
-from transmla.evaluate.report import EvalReport
 from transmla.evaluate.results import Results, open_results
 from transmla.evaluate.subjects import Subject
 from transmla.evaluate.tasks import TasksPart, check_tasks
@@ -68,12 +70,22 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
             # The source is what the others are compared with.
             if subject is not subjects[0]:
                 subject.forget()
+        subjects[0].forget()
     fields: dict[str, list[Any]] = {}
     for part in parts:
         fields.setdefault(part.field, []).extend(part.report())
+    if request.speed_contexts:
+        # Never found again: how fast a machine is depends on the day.
+        fields["speed"] = [_time(request, progress)]
     return EvalReport.model_validate(
         {**fields, "dtype": request.dtype, "device": str(device), "versions": loaded_versions()}
     )
+
+
+def _time(request: EvalRequest, progress: Progress) -> BenchReport:
+    shared = {name: getattr(request, name) for name in ComparisonRequest.model_fields}
+    timing = BenchRequest(**shared, contexts=request.speed_contexts, dtype=request.dtype, device=request.device)
+    return bench(timing, progress=progress)
 
 
 def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[Part]:
@@ -117,7 +129,10 @@ def _read(dataset: str, request: EvalRequest, tokenizer: PreTrainedTokenizerBase
 
 def _longest(request: EvalRequest) -> tuple[int, str]:
     """Return the most tokens that models must read at once, and the flag that says so."""
-    lengths = [(max(request.contexts, default=1), "--contexts")]
+    lengths = [
+        (max(request.contexts, default=1), "--contexts"),
+        (max(request.speed_contexts, default=1), "--speed-contexts"),
+    ]
     if request.dataset:
         lengths.append((request.window, "--window"))
     if request.greedy_prompts:
@@ -126,8 +141,8 @@ def _longest(request: EvalRequest) -> tuple[int, str]:
 
 
 def _check_request(request: EvalRequest) -> None:
-    if not (request.dataset or request.tasks or request.contexts):
-        raise UsageError("There is nothing to measure: pass --dataset, --tasks or --contexts.")
+    if not (request.dataset or request.tasks or request.contexts or request.speed_contexts):
+        raise UsageError("There is nothing to measure: pass --dataset, --tasks, --contexts or --speed-contexts.")
     for flag, wanted in (("--greedy-prompts", request.greedy_prompts), ("--per-layer", request.per_layer)):
         if wanted and not request.dataset:
             raise UsageError(f"{flag} needs text: pass --dataset.")

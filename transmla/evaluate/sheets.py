@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
-from transmla.evaluate.report import EvalReport, GreedyReport, TaskScore, TextReport, TextScore
+from transmla.evaluate.bench_report import BenchReport
+from transmla.evaluate.eval_report import EvalReport, GreedyReport, TaskScore, TextReport, TextScore
 
 SIGNIFICANT = 0.05
 """Probability below which a difference is not taken for noise."""
@@ -42,6 +43,8 @@ def report_sheets(report: EvalReport) -> Iterator[Sheet]:
     if report.layers:
         yield _layers(report, names)
     yield _cost(report, names)
+    for bench in report.speed:
+        yield _speed(bench, dict(zip((model.name for model in report.models), names, strict=True)))
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -144,18 +147,31 @@ def _layers(report: EvalReport, names: Sequence[str]) -> Sheet:
 def _cost(report: EvalReport, names: Sequence[str]) -> Sheet:
     whole = report.models[0].kv_bytes_per_token
     return Sheet(
-        "Cost, measured on a cache",
-        ("Model", "KV bytes/token", "of the source", "numbers/layer", "Parameters"),
+        "Cost; the cache is measured, and computed from the config",
+        ("Model", "KV bytes/token", "computed", "of the source", "Parameters"),
         tuple(
             (
                 name,
                 f"{model.kv_bytes_per_token:,}",
+                f"{model.kv_bytes_computed:,}",
                 f"{model.kv_bytes_per_token / whole:.1%}",
-                f"{model.kv_numbers_per_token_layer:,.0f}",
                 _short(model.num_parameters),
             )
             for name, model in zip(names, report.models, strict=True)
         ),
+    )
+
+
+def _speed(bench: BenchReport, names: Mapping[str, str]) -> Sheet:
+    rows = []
+    for cell in bench.cells:
+        name = names[cell.model] + (", absorbed" if cell.form == "absorbed" else "")
+        numbers = (cell.seconds_to_first_token, cell.decode_tokens_per_second, cell.decode_speedup)
+        rows.append((name, f"{cell.context:,}", *("-" if number is None else f"{number:.3g}" for number in numbers)))
+    return Sheet(
+        f"Speed, {bench.dtype}, {bench.machine}, {bench.num_threads} threads",
+        ("Model", "Context", "First token, s", "Decoded tokens/s", "of the source's"),
+        tuple(rows),
     )
 
 

@@ -21,7 +21,7 @@ import numpy
 from transformers import PreTrainedTokenizerBase
 
 from transmla.errors import DataError, UsageError
-from transmla.evaluate.report import TaskReport, TaskScore
+from transmla.evaluate.eval_report import TaskReport, TaskScore
 from transmla.evaluate.results import Results
 from transmla.evaluate.subjects import Subject
 from transmla.progress import Progress

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy
 
+from transmla.evaluate.eval_report import Bucket, DataReport, TextReport, TextScore
 from transmla.evaluate.passages import Passages
-from transmla.evaluate.report import Bucket, DataReport, TextReport, TextScore
 from transmla.evaluate.results import Arrays, Results, StateFile
 from transmla.evaluate.scores import Reference, score_tokens
 from transmla.evaluate.subjects import Subject
