@@ -10,7 +10,15 @@ import typer
 import transmla
 import transmla.convert.run
 from transmla.cli.app import app
-from transmla.config import BenchRequest, ConvertRequest, EvalRequest, FinetuneRequest, GenerateRequest, InspectRequest
+from transmla.config import (
+    BenchRequest,
+    ConvertRequest,
+    EvalRequest,
+    FinetuneRequest,
+    GenerateRequest,
+    InspectRequest,
+    VerifyRequest,
+)
 
 REQUESTS = {
     "inspect": InspectRequest,
@@ -19,6 +27,7 @@ REQUESTS = {
     "eval": EvalRequest,
     "bench": BenchRequest,
     "generate": GenerateRequest,
+    "verify": VerifyRequest,
 }
 COMMANDS = typer.main.get_command(app).commands
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from transmla.errors import CheckpointError
+
 
 @contextmanager
 def empty_matrices_are_fine() -> Iterator[None]:
@@ -22,12 +24,20 @@ class Skeleton:
     """The architecture of a causal language model on the meta device, where it costs no memory."""
 
     def __init__(self, config: PretrainedConfig) -> None:
-        """Build the skeleton from transformers' own class for ``config``."""
+        """Build the skeleton from transformers' own class for ``config``.
+
+        Raises:
+            CheckpointError: there is no such model.
+        """
         # Only the released code of transformers may define the model, and SDPA needs no mask tensor.
         with torch.device("meta"), empty_matrices_are_fine():
-            self._model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, attn_implementation="sdpa", dtype=torch.float32
-            ).eval()
+            try:
+                self._model = AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=False, attn_implementation="sdpa", dtype=torch.float32
+                ).eval()
+            except Exception as error:  # a config may be wrong in as many ways as there are classes
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise CheckpointError(f"config.json describes no model that can be made ({reason[:300]}).") from error
         self._config = self._model.config
         #: Name and shape of every tensor of a checkpoint, a tied head included.
         self.shapes = {name: tensor.shape for name, tensor in self._model.state_dict().items()}

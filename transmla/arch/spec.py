@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import logging
 
 from transmla.arch.experts import Mixture
 from transmla.arch.family import FAMILIES, REFUSED, Family
@@ -114,10 +115,15 @@ def load_config(folder: Path) -> PretrainedConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     model_type = _check_family(raw.get("model_type") if isinstance(raw, dict) else None, path)
+    # What transformers warns of is either refused below, or nothing that decides anything here.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         config = _read_config(folder, model_type, raw)
     except Exception as error:  # transformers validates with several exception types of its own
         raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
     _check_family(config.model_type, path)
     if getattr(config, "head_dim", None) is None:
@@ -166,8 +172,8 @@ def describe(config: PretrainedConfig, *, max_position_embeddings: int | None = 
             f"(config.json: {requirement.key} = {_short(value)}).{within}"
         )
     for key in _SIZES:
-        if getattr(config, key) < 1:
-            raise CheckpointError(f"config.json: {key} must be at least 1, found {getattr(config, key)}.")
+        if not isinstance(size := getattr(config, key), int) or isinstance(size, bool) or not 1 <= size <= _LARGEST:
+            raise CheckpointError(f"config.json: {key} must be a number from 1 to {_LARGEST:,}, found {_short(size)}.")
     if not 0 < config.rms_norm_eps < math.inf:
         raise CheckpointError(f"config.json: rms_norm_eps must be a positive number, found {config.rms_norm_eps}.")
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -214,6 +220,9 @@ def _mixture(config: PretrainedConfig, family: Family) -> Mixture | None:
         )
     return mixture
 
+
+# More than any model has; sizes beyond would take a machine's time before they are found to fit nothing.
+_LARGEST = 2**24
 
 _SIZES = (
     "hidden_size",

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from transmla.arch.experts import GATE_UP, ROUTER, unpacked_shapes
 from transmla.arch.family import Family
+from transmla.arch.spec import AttentionSpec
+from transmla.errors import CheckpointError
 
 
 def stored_shapes(
@@ -32,6 +34,24 @@ def stored_shapes(
     if family.experts is None or any(name.endswith(GATE_UP) for name in headers):
         return stored
     return unpacked_shapes(stored, family.experts)
+
+
+def check_depth(spec: AttentionSpec, headers: Iterable[str]) -> None:
+    """Make sure that there are as many layers and experts as the config says, before a skeleton of them is made.
+
+    Raises:
+        CheckpointError: there are not.
+    """
+    names = list(headers)
+    prefix = f"{spec.family.layers}."
+    layers = {name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)}
+    if len(layers) < spec.num_hidden_layers:
+        raise CheckpointError(
+            f"config.json has num_hidden_layers {spec.num_hidden_layers}, but the weights are of {len(layers)} layers."
+        )
+    packed = any(name.endswith(GATE_UP) for name in names)
+    if spec.mixture and not packed and spec.mixture.num_experts > len(names):
+        raise CheckpointError(f"config.json has {spec.mixture.num_experts} experts, and the weights fewer tensors.")
 
 
 def as_class_names(

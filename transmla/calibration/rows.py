@@ -46,8 +46,13 @@ def open_rows(dataset: str) -> Iterator[Mapping[str, Any]]:
     else:
         builder, config, split = [*dataset.split(":"), "", ""][:3]
         options = {"name": config or None, "split": split or "train"}
+    # It would say the same again, in a line of its own.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     # Streaming: nothing is copied into the cache folder, and only what is used is read.
     try:
         yield from datasets.load_dataset(builder, streaming=True, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"The data set {dataset} cannot be read: {' '.join(str(error).split())}") from None
+    except StopIteration:
+        # So it says that there is nothing in a file.
+        raise DataError(f"{dataset} holds no rows: pass a data set that does.") from None

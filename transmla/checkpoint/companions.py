@@ -26,6 +26,8 @@ COMPANIONS = (
 )
 # What a conversion leaves beside the weights: how it was made, and what it measured.
 RECIPE_FILE, REPORT_FILE = "transmla_recipe.yaml", "transmla_report.json"
+# The same of a training, beside those of the conversion that it started from.
+FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE = "transmla_finetune.yaml", "transmla_finetune.json"
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
 

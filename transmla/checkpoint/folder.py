@@ -8,6 +8,11 @@ from typing import Any
 
 from transmla.errors import CheckpointError
 
+# The largest vocabularies and indices have some tens of millions.
+_MAX_JSON_BYTES = 500_000_000
+# No file system takes longer ones, and some say so by an error.
+_MAX_NAME_BYTES = 255
+
 
 def find_file(folder: Path, name: str) -> Path:
     """Return the file ``name`` of ``folder``.
@@ -18,8 +23,8 @@ def find_file(folder: Path, name: str) -> Path:
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise CheckpointError(f"{folder} refers to the file {name!r}; only plain names inside the folder are read.")
     path = folder / name
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no file {name}; check the name, or download the model again.")
+    if len(name.encode(errors="replace")) > _MAX_NAME_BYTES or not path.is_file():
+        raise CheckpointError(f"{folder} has no file {name[:255]}; check the name, or download the model again.")
     check_inside(folder, path)
     return path
 
@@ -45,8 +50,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         CheckpointError: absent, or not a JSON object.
     """
     try:
-        content = json.loads(find_file(folder, name).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        path = find_file(folder, name)
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{folder / name} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder / name} must hold a JSON object, found {type(content).__name__}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transmla.checkpoint.sync import sync
+from transmla.errors import OutputError
 
 
 class Journal:
@@ -37,11 +38,18 @@ class Journal:
         self.identity, self.entries = identity, []
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add one finished unit; it is on the disk when this returns."""
+        """Add one finished unit; it is on the disk when this returns.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
         self._append(entry)
         self.entries.append(entry)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with self._path.open("ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
-        sync(self._path)
+        try:
+            with self._path.open("ab") as file:
+                file.write(json.dumps(entry).encode() + b"\n")
+            sync(self._path)
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written: {error.strerror}.") from None

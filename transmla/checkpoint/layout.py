@@ -90,7 +90,7 @@ def read_headers(path: Path) -> dict[str, TensorHeader]:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
         tensors = [_parse_entry(name, entry, path.name, _LENGTH_BYTES + length) for name, entry in entries.items()]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise CheckpointError(f"Shard {path.name} has a header that is not valid safetensors JSON.") from None
     end = _LENGTH_BYTES + length
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):

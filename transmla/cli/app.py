@@ -9,11 +9,12 @@ import typer
 import transmla
 from transmla.cli.bench import bench_models
 from transmla.cli.convert import convert_model
-from transmla.cli.errors import guarded
+from transmla.cli.errors import guarded, heed_termination
 from transmla.cli.eval import evaluate_models
 from transmla.cli.finetune import finetune_model
 from transmla.cli.generate import generate_text
 from transmla.cli.inspect import inspect_model
+from transmla.cli.verify import verify_model
 
 app = typer.Typer(
     help="Turn grouped-query attention checkpoints into native Multi-head Latent Attention (DeepSeek-V3) ones.",
@@ -32,6 +33,7 @@ app.command("finetune")(guarded(finetune_model))
 app.command("eval")(guarded(evaluate_models))
 app.command("bench")(guarded(bench_models))
 app.command("generate")(guarded(generate_text))
+app.command("verify")(guarded(verify_model))
 
 
 def _show_version(wanted: bool) -> None:
@@ -51,4 +53,5 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
+    heed_termination()
     app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -14,11 +15,30 @@ from transmla.errors import TransMLAError
 
 Params = ParamSpec("Params")
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+
+
+_NO_MEMORY = (
+    "There is not enough memory for this: a smaller --batch-size, --window or --num-windows takes less, and --dry-run "
+    "tells what convert and finetune take."
+)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, by which systems and schedulers end a process: it is left as Ctrl-C is."""
+
+
+def heed_termination() -> None:
+    """Have SIGTERM end a command as Ctrl-C does."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def guarded(command: Callable[Params, None]) -> Callable[Params, None]:
-    """Report failures of a subcommand on stderr: 1 failure, 2 usage, 130 interrupted.
+    """Report failures of a subcommand on stderr: 1 failure, 2 usage, 130 interrupted, 143 terminated.
 
     ``TRANSMLA_DEBUG=1`` keeps the traceback.
     """
@@ -29,15 +49,29 @@ def guarded(command: Callable[Params, None]) -> Callable[Params, None]:
             command(*args, **kwargs)
         except typer.Exit:
             raise
+        except _Terminated as error:
+            _leave("Terminated.", error, TERMINATED)
         except KeyboardInterrupt as error:
             _leave("Interrupted.", error, INTERRUPTED)
         except TransMLAError as error:
             _leave(f"Error: {error}", error, error.exit_code)
         except Exception as error:
+            if _is_out_of_memory(error):
+                _leave(f"Error: {_NO_MEMORY}", error, 1)
             sentence = f"Error: {type(error).__name__}: {error} (not expected; TRANSMLA_DEBUG=1 shows where)"
             _leave(sentence, error, 1)
 
     return run
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch has a class of its own on GPUs, and on CPUs none.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+        or "Cannot allocate memory" in str(error)
+    )
 
 
 def _leave(sentence: str, error: BaseException, code: int) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
-from transmla.arch.stored import left_over, stored_shapes
+from transmla.arch.stored import check_depth, left_over, stored_shapes
 from transmla.checkpoint.reader import check_headers
 from transmla.checkpoint.source import open_source, remote_headers
 from transmla.config import ConvertRequest, EngineName, InspectRequest, flag_name
@@ -90,6 +90,7 @@ def inspect(request: InspectRequest) -> Inspection:
     config = load_config(source.folder)
     spec = describe(config, max_position_embeddings=request.max_position_embeddings)
     headers = remote_headers(source, token=request.token)
+    check_depth(spec, headers)
     expected = stored_shapes(Skeleton(config).shapes, spec.family, headers, tied=config.tie_word_embeddings)
     check_headers(headers, expected)
     dtype = headers[spec.family.embedding].dtype

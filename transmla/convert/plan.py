@@ -16,7 +16,7 @@ import transmla
 from transmla.arch.experts import DOWN, GATE_UP, Expert, ExpertNames, is_expert, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe, load_config
-from transmla.arch.stored import as_class_names, left_over, stored_shapes
+from transmla.arch.stored import as_class_names, check_depth, left_over, stored_shapes
 from transmla.calibration.linear import PROJECTIONS, nearest_linear, token_costs
 from transmla.calibration.moments import AttentionWeights
 from transmla.calibration.stream import ResidualStream, SourceStream
@@ -246,6 +246,13 @@ class ConversionPlan:
             digest.update(windows.numpy().tobytes())
         return digest.hexdigest()
 
+    def is_unchanged(self, identity: str, windows: Tensor | None) -> bool:
+        """Say whether the files of the source are still those of an earlier ``identity``."""
+        try:
+            return self.identity(windows) == identity
+        except OSError:
+            return False
+
     def _files(self) -> dict[str, Any]:
         return {h.file: self.source.folder / h.file for h in self.reader.headers.values()}
 
@@ -298,6 +305,7 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     method = "exact" if request.exact else request.method
     check_method(request, spec, sizes, method)
     reader = CheckpointReader(source.folder)
+    check_depth(spec, reader.headers)
     skeleton = Skeleton(source_config)
     tied = source_config.tie_word_embeddings
     source_shapes = stored_shapes(skeleton.shapes, spec.family, reader.headers, tied=tied)

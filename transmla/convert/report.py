@@ -43,7 +43,11 @@ class CalibrationReport(_Record):
 
 
 class ConversionReport(_Record):
-    """Everything one needs to know where a checkpoint comes from."""
+    """Everything one needs to know where a checkpoint comes from.
+
+    Attributes:
+        checksums: SHA-256 of every weight file; none where an older version wrote them.
+    """
 
     plan: PlanSummary
     source_revision: str | None
@@ -51,6 +55,7 @@ class ConversionReport(_Record):
     layers: tuple[LayerReport, ...]
     seconds: float
     versions: dict[str, str]
+    checksums: dict[str, str] | None = None
 
     @property
     def mean_relative_error(self) -> float | None:

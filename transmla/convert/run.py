@@ -13,6 +13,7 @@ from torch import Tensor
 
 import transmla
 from transmla.calibration.text import load_tokenizer, mixed_windows, open_documents
+from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.writer import CheckpointWriter
@@ -23,7 +24,7 @@ from transmla.convert.predict import predict_splits
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.walk import walk_layers
-from transmla.errors import DataError, OutputError
+from transmla.errors import CheckpointError, DataError, OutputError
 from transmla.progress import Progress, Silent
 
 
@@ -44,8 +45,8 @@ def convert(
     """
     started = time.monotonic()
     plan, windows = prepare(request, progress=progress, overwrite=overwrite, predict=request.kv_ratio is not None)
-    request = plan.request
-    with Staging(request.output_dir, identity=plan.identity(windows), resume=resume, overwrite=overwrite) as staging:
+    request, identity = plan.request, plan.identity(windows)
+    with Staging(request.output_dir, identity=identity, resume=resume, overwrite=overwrite) as staging:
         writer = CheckpointWriter(staging.folder, plan.shards, resume=staging.resumed)
         layers = [LayerReport.model_validate(entry) for entry in staging.journal.entries]
         for layer in layers:
@@ -62,12 +63,18 @@ def convert(
                 advance(1)
         _write_outer_tensors(plan, writer)
         writer.finish()
+        if not plan.is_unchanged(identity, windows):
+            raise CheckpointError(
+                f"The source {plan.source.name} was changed while it was converted, so that the result would be made "
+                "of two models; convert again when it is complete."
+            )
         report = ConversionReport(
             plan=plan.summary,
             source_revision=plan.source.revision,
             calibration=_calibration_report(plan, windows),
             layers=tuple(layers),
             seconds=round(time.monotonic() - started, 1),
+            checksums=weight_checksums(staging.folder),
             versions={
                 "transmla": transmla.__version__,
                 "torch": torch.__version__,

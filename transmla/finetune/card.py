@@ -7,9 +7,10 @@ from pathlib import Path
 
 import yaml
 
+from transmla.checkpoint.companions import FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE
 from transmla.config import FinetuneRequest
 from transmla.errors import OutputError
-from transmla.finetune.report import FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE, FinetuneReport
+from transmla.finetune.report import FinetuneReport
 
 _CARD_FILE = "README.md"
 _CARD = """---

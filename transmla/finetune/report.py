@@ -6,9 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-FINETUNE_REPORT_FILE = "transmla_finetune.json"
-FINETUNE_RECIPE_FILE = "transmla_finetune.yaml"
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,6 +94,7 @@ class FinetuneReport(_Record):
         best_step: the step whose weights were published: least loss on what is held out.
         sha256: of the tokens of the data.
         request: every choice, as the recipe has it.
+        checksums: SHA-256 of every weight file; none where an older version wrote them.
     """
 
     checkpoint: str
@@ -114,6 +112,7 @@ class FinetuneReport(_Record):
     num_processes: int
     request: dict[str, Any]
     versions: dict[str, str]
+    checksums: dict[str, str] | None = None
 
     @property
     def best(self) -> HeldoutPoint | None:

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.publish import Staging, check_free_space, staging_folder
 from transmla.config import FinetuneRequest
 from transmla.device import reuse_memory
@@ -89,6 +90,7 @@ def finetune(
         report = training.report(trainer)
         if staging is not None:
             training.write_best(report, staging.folder)
+            report = report.model_copy(update={"checksums": weight_checksums(staging.folder)})
             publish_texts(request, report, converted=prepared.converted.folder, work=work, folder=staging.folder)
             staging.publish()
         trainer.accelerator.wait_for_everyone()

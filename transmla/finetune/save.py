@@ -9,6 +9,7 @@ names, types and order. They are written a layer at a time.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
+from transmla.checkpoint.folder import read_json
 from transmla.checkpoint.plan import TensorPlan, plan_shards
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source
@@ -80,9 +82,13 @@ class NativeWriter:
             writer.write(self._reader.read([name]))
         writer.finish()
         copy_companions(self._converted.folder, folder)
-        for name in ("config.json", RECIPE_FILE, REPORT_FILE):
+        for name in ("config.json", RECIPE_FILE):
             if (path := self._converted.folder / name).is_file():
                 shutil.copyfile(path, folder / name)
+        if (self._converted.folder / REPORT_FILE).is_file():
+            # What it says of the weight files was said of others.
+            report = read_json(self._converted.folder, REPORT_FILE) | {"checksums": None}
+            (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _by_layer(names: Iterable[str]) -> Iterable[list[str]]:

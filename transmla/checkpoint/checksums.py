@@ -1,0 +1,59 @@
+"""SHA-256 of weight files: noted in the report of what writes them, and compared whenever somebody wants to know."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, REPORT_FILE
+from transmla.checkpoint.folder import check_inside, read_json
+from transmla.errors import CheckpointError
+
+_CHUNK = 2**24
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+def weight_checksums(folder: Path, *, advance: Callable[[int], None] = _ignore) -> dict[str, str]:
+    """Return the SHA-256 of every weight file of ``folder``, in hexadecimal, by its name.
+
+    Args:
+        folder: of a model.
+        advance: is told the bytes that have been read since it was told before.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or that is a link out of the folder.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        check_inside(folder, path)
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    advance(len(chunk))
+        except OSError as error:
+            raise CheckpointError(f"Shard {path.name} cannot be read: {error.strerror}.") from None
+        found[path.name] = digest.hexdigest()
+    return found
+
+
+def recorded_checksums(folder: Path) -> dict[str, str] | None:
+    """Return what the newest report in ``folder`` says of its weight files; ``None`` where none says anything.
+
+    Raises:
+        CheckpointError: a report that is not one.
+    """
+    for name in (FINETUNE_REPORT_FILE, REPORT_FILE):
+        if (folder / name).is_file():
+            recorded = read_json(folder, name).get("checksums")
+            if recorded is None:
+                return None
+            if not isinstance(recorded, dict) or not all(isinstance(value, str) for value in recorded.values()):
+                raise CheckpointError(f"{folder / name} has no checksums by file name under the key checksums.")
+            return recorded
+    return None

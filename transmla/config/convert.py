@@ -1,0 +1,91 @@
+"""What ``transmla inspect`` and ``transmla convert`` are asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+
+from transmla.config.request import ComputeDtype, OutputDtype, SourceRequest, as_tuple
+
+Method = Literal["complex", "rorope"]
+Profile = Literal["portable", "quantizable"]
+LatentNorm = Literal["neutral", "live"]
+Biases = Literal["keep", "fold"]
+EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx"]
+
+_MAX_POSITION_EMBEDDINGS: Any = Field(
+    None,
+    ge=1,
+    description="Longest context of the result, in tokens; the source's by default. A model with a sliding window, or "
+    "with a RoPE that changes on the way, can be converted for contexts within.",
+)
+
+
+class InspectRequest(SourceRequest):
+    """What ``transmla inspect`` is asked."""
+
+    context: int = Field(8192, ge=1, description="Context length, in tokens, for which the KV cache is added up.")
+    max_position_embeddings: int | None = _MAX_POSITION_EMBEDDINGS
+
+
+class ConvertRequest(SourceRequest):
+    """What ``transmla convert`` is asked."""
+
+    output_dir: Path = Field(description="Folder to create; it appears only when it is complete.")
+
+    kv_lora_rank: int | None = Field(None, ge=1, description="Latent numbers cached per token and layer.")
+    qk_rope_head_dim: int | None = Field(None, ge=2, description="Rotary key numbers cached per token and layer.")
+    kv_ratio: float | None = Field(
+        None, gt=0, le=1, description="Converted KV cache as a share of the source's; the tool picks the split."
+    )
+    max_position_embeddings: int | None = _MAX_POSITION_EMBEDDINGS
+    q_lora_rank: int | None = Field(None, ge=1, description="Rank of the query projection; full by default.")
+    exact: bool = Field(False, description="Write the same model as MLA: equal logits at equal cache size.")
+    engine: Annotated[tuple[EngineName, ...], BeforeValidator(as_tuple)] = Field(
+        (), description=f"Engine that must load the result; repeat for several ({', '.join(get_args(EngineName))})."
+    )
+
+    method: Method = Field(
+        "complex", description="complex: attention-weighted, in the output metric; rorope: the TransMLA paper's."
+    )
+    freq_fold: int | None = Field(
+        None, ge=1, description="Neighbouring frequencies that share rotary slots; chosen per layer by default."
+    )
+
+    calibration: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
+        (),
+        description="Text, JSONL or parquet file, hub data set name[:config[:split]], or none (weights only); "
+        "repeat to mix several, an equal share of the windows each.",
+    )
+    text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
+    num_windows: int = Field(128, ge=1, description="Number of calibration windows to fit on.")
+    window: int = Field(256, ge=8, description="Tokens per calibration window.")
+    num_heldout_windows: int = Field(8, ge=1, description="Further windows, never fitted on, for the reported errors.")
+    batch_size: int = Field(8, ge=1, description="Calibration windows per forward pass.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of windows.")
+
+    heal_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps of Adam for a converted layer, on average: early layers get more, late ones fewer.",
+    )
+
+    profile: Profile = Field(
+        "portable", description="portable loads everywhere; quantizable is for vLLM, SGLang and llama.cpp only."
+    )
+    latent_norm: LatentNorm = Field(
+        "neutral",
+        description="neutral: the engines' norm on the latent does nothing; live: it is a fitted one, and the weights "
+        "survive 8-bit blocks everywhere, for one latent number.",
+    )
+    biases: Biases = Field(
+        "keep",
+        description="What becomes of biases on queries, keys and values. keep: they stay, for transformers and MLX; "
+        "fold: into the weights, by a functional of the input that is nearly one, for all engines.",
+    )
+    dtype: OutputDtype = Field("auto", description="Storage type of the written weights; auto keeps the source's.")
+    compute_dtype: ComputeDtype = Field("float32", description="Type of the matrix products when layers run over text.")
+    device: str = Field("auto", description="Device of the computation: auto, cpu, cuda, cuda:1, mps.")
+    max_shard_size: str = Field("5GB", description="Largest size of one weight file.")

@@ -1,0 +1,264 @@
+"""Is a checkpoint whole? Files, config, shapes, values, checksums, and on request what it says beside its source.
+
+Every check is made, whatever the others have found, but for those that cannot be made behind one that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedConfig
+
+from transmla.arch.experts import GATE_UP, ExpertNames, unpacked_shapes
+from transmla.arch.family import FAMILIES
+from transmla.arch.skeleton import Skeleton
+from transmla.arch.stored import left_over, stored_shapes
+from transmla.calibration.text import load_tokenizer
+from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
+from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, REPORT_FILE
+from transmla.checkpoint.folder import read_json
+from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.source import Source, open_source
+from transmla.config import VerifyRequest
+from transmla.device import choose_device
+from transmla.errors import TransMLAError, UnsupportedModelError
+from transmla.evaluate.haystack import needle_trial
+from transmla.evaluate.models import check_comparable
+from transmla.evaluate.report import Record
+from transmla.modeling.load import load_model, read_config
+from transmla.progress import Progress, Silent
+
+TOKENS, TEXTS = 256, 4
+"""Of the comparison with the source: tokens of a text, and texts."""
+SAME = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
+"""How far logits of an exact conversion may be off, in their standard deviations, by the type that is stored: in
+float32 a hundred times what is found, in the others more than what their rounding alone comes to in deep models."""
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+class Check(Record):
+    """One question, and what was found."""
+
+    name: str
+    outcome: Outcome
+    found: str
+
+
+class LogitsReport(Record):
+    """A checkpoint beside its source, in float32, on a few short texts.
+
+    Attributes:
+        num_positions: tokens whose successors were predicted.
+        largest_difference: of two logits, in standard deviations of the source's.
+        kl: divergence from the source, mean in nats a token.
+        kl_of_uniform: the same of a model that finds every token equally likely.
+        top1: share of the positions at which both find the same token likeliest.
+    """
+
+    num_positions: int
+    largest_difference: float
+    kl: float
+    kl_of_uniform: float
+    top1: float
+
+
+class Verification(Record):
+    """All that was checked of one checkpoint."""
+
+    model: str
+    checks: tuple[Check, ...]
+    checksums: dict[str, str] | None = None
+    logits: LogitsReport | None = None
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """Return what is wrong."""
+        return tuple(check for check in self.checks if check.outcome == "failed")
+
+
+def verify(request: VerifyRequest, *, progress: Progress | None = None) -> Verification:
+    """Check a checkpoint, one tensor in memory at a time; only the comparison with a source loads whole models.
+
+    Raises:
+        TransMLAError: there is no checkpoint to check. What is wrong with one is in the result.
+    """
+    device = choose_device(request.device)
+    source = open_source(request.model, revision=request.revision, token=request.token)
+    run = _Run(source, progress or Silent())
+    checks = [*run.checks()]
+    if request.source is not None:
+        checks.append(run.logits_check(request, device, whole=all(check.outcome != "failed" for check in checks)))
+    return Verification(model=source.name, checks=tuple(checks), checksums=run.checksums, logits=run.logits)
+
+
+class _Run:
+    """What the checks of one checkpoint hand on to each other."""
+
+    def __init__(self, source: Source, progress: Progress) -> None:
+        self._source, self._progress = source, progress
+        self._config: PreTrainedConfig | None = None
+        self._reader: CheckpointReader | None = None
+        self.checksums: dict[str, str] | None = None
+        self.logits: LogitsReport | None = None
+
+    def checks(self) -> Iterator[Check]:
+        """Make all checks that need no other model."""
+        for name, check in (
+            ("config", self._check_config),
+            ("files", self._check_files),
+            ("shapes", self._check_shapes),
+            ("values", self._check_values),
+            ("checksums", self._check_checksums),
+            ("tokenizer", self._check_tokenizer),
+        ):
+            try:
+                outcome, found = check()
+            except TransMLAError as error:
+                outcome, found = "failed", str(error)
+            yield Check(name=name, outcome=outcome, found=found)
+
+    def _check_config(self) -> tuple[Outcome, str]:
+        self._config = read_config(self._source, computed=False)
+        return "passed", f"{self._config.model_type}, {self._config.num_hidden_layers} layers"
+
+    def _check_files(self) -> tuple[Outcome, str]:
+        folder = self._source.folder
+        self._reader = CheckpointReader(folder)
+        files = {header.file for header in self._reader.headers.values()}
+        if strays := {path.name for path in folder.glob("*.safetensors")} - files:
+            return "failed", f"{min(strays)} belongs to no index; delete it, or look for the index that names it."
+        size = sum(header.nbytes for header in self._reader.headers.values())
+        return "passed", f"{len(self._reader.headers):,} tensors in {len(files)} files, {size:,} bytes"
+
+    def _check_shapes(self) -> tuple[Outcome, str]:
+        if self._config is None or self._reader is None:
+            return "skipped", "needs a config and files"
+        expected = _expected_shapes(self._config, self._reader)
+        self._reader.check(expected)
+        family = FAMILIES.get(self._config.model_type)
+        unused = left_over(self._reader.headers, expected, family) if family else ()
+        note = f"; {len(unused)} tensors are no part of the model, such as {unused[0]}" if unused else ""
+        return "passed", f"all {len(expected):,} tensors of the config{note}"
+
+    def _check_values(self) -> tuple[Outcome, str]:
+        if self._reader is None:
+            return "skipped", "needs files"
+        headers = self._reader.headers
+        with self._progress.task("Reading weights", sum(header.nbytes for header in headers.values())) as advance:
+            for name, header in headers.items():
+                # Refuses what is not finite; of experts that are packed one is in memory at a time.
+                if len(header.shape) > 2:
+                    for index in range(header.shape[0]):
+                        self._reader.read_part(name, index)
+                else:
+                    self._reader.read([name])
+                advance(header.nbytes)
+        return "passed", "every weight is finite"
+
+    def _check_checksums(self) -> tuple[Outcome, str]:
+        folder = self._source.folder
+        recorded = recorded_checksums(folder)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        with self._progress.task("Adding up", size) as advance:
+            self.checksums = weight_checksums(folder, advance=advance)
+        if recorded is None:
+            return "skipped", "no report says what they should be"
+        if changed := sorted(name for name, digest in self.checksums.items() if recorded.get(name) != digest):
+            return "failed", f"{changed[0]} is not the file that was written ({len(changed)} of {len(recorded)} differ)"
+        if absent := sorted(recorded.keys() - self.checksums.keys()):
+            return "failed", f"{absent[0]}, which the report names, is absent"
+        return "passed", f"{len(recorded)} files are as they were written"
+
+    def _check_tokenizer(self) -> tuple[Outcome, str]:
+        if not (self._source.folder / "tokenizer_config.json").is_file():
+            return "skipped", "there is none"
+        size = len(load_tokenizer(self._source))
+        if self._config is not None and size > self._config.vocab_size:
+            return "failed", f"{size:,} tokens, but the model has only {self._config.vocab_size:,} embeddings"
+        return "passed", f"{size:,} tokens"
+
+    def logits_check(self, request: VerifyRequest, device: torch.device, *, whole: bool) -> Check:
+        """Compare the checkpoint with its source."""
+        if not whole:
+            return Check(name="logits", outcome="skipped", found="needs a checkpoint that is whole")
+        try:
+            outcome, found = self._compare(request, device)
+        except UnsupportedModelError as error:
+            outcome, found = "skipped", str(error)
+        except TransMLAError as error:
+            outcome, found = "failed", str(error)
+        return Check(name="logits", outcome=outcome, found=found)
+
+    def _compare(self, request: VerifyRequest, device: torch.device) -> tuple[Outcome, str]:
+        assert request.source is not None
+        source = open_source(request.source, gguf_file=request.gguf_file, token=request.token)
+        check_comparable([source, self._source], window=2, flag="--source")
+        assert self._config is not None
+        length = min(TOKENS, self._config.max_position_embeddings)
+        tokenizer = load_tokenizer(source)
+        trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed) for seed in range(TEXTS)]
+        tokens = torch.tensor([trial.tokens for trial in trials])
+        self.logits = found = compare_logits(*(_logits(model, tokens, device) for model in (source, self._source)))
+        summary = (
+            f"largest difference {found.largest_difference:.1e} standard deviations, KL {found.kl:.4f}, "
+            f"same top token {found.top1:.1%}"
+        )
+        if not math.isfinite(found.largest_difference) or found.kl >= found.kl_of_uniform:
+            return "failed", f"{summary}: no better than a model that knows nothing"
+        limit = self._limit()
+        if limit is not None and found.largest_difference > limit:
+            return "failed", f"{summary}: an exact conversion stays below {limit:g}"
+        return "passed", summary
+
+    def _limit(self) -> float | None:
+        """Return how far logits may be off, if they are to be the same."""
+        folder = self._source.folder
+        if (folder / FINETUNE_REPORT_FILE).is_file() or not (folder / REPORT_FILE).is_file():
+            return None
+        plan = read_json(folder, REPORT_FILE).get("plan")
+        if not isinstance(plan, Mapping) or plan.get("method") != "exact":
+            return None
+        return SAME.get(str(plan.get("dtype")).removeprefix("torch."))
+
+
+def _expected_shapes(config: PreTrainedConfig, reader: CheckpointReader) -> dict[str, torch.Size]:
+    """Return what the files must hold for stock transformers to load all of a model."""
+    shapes = Skeleton(config).shapes
+    family = FAMILIES.get(config.model_type)
+    if family is not None:
+        return stored_shapes(shapes, family, reader.headers, tied=config.tie_word_embeddings)
+    if any(name.endswith(GATE_UP) for name in reader.headers):
+        return dict(shapes)
+    return unpacked_shapes(shapes, ExpertNames())
+
+
+@torch.inference_mode()
+def _logits(found: Source, tokens: Int[Tensor, "texts tokens"], device: torch.device) -> Float[Tensor, "... vocab"]:
+    model = load_model(found, dtype="float32", device=device)
+    return torch.cat([model(input_ids=row.to(device)).logits.float() for row in tokens.split(1)])
+
+
+def compare_logits(source: Float[Tensor, "... vocab"], other: Float[Tensor, "... vocab"]) -> LogitsReport:
+    """Say how far logits are from the source's at the same positions."""
+    wanted, found = (functional.log_softmax(logits, dim=-1).flatten(end_dim=-2) for logits in (source, other))
+    entropy = -(wanted.exp() * wanted).sum(-1).mean().item()
+    return LogitsReport(
+        num_positions=len(wanted),
+        largest_difference=((other - source).abs().max() / source.std()).item(),
+        kl=(wanted.exp() * (wanted - found)).sum(-1).mean().item(),
+        kl_of_uniform=math.log(source.shape[-1]) - entropy,
+        top1=(wanted.argmax(-1) == found.argmax(-1)).float().mean().item(),
+    )
+
+
+def to_json(verification: Verification) -> str:
+    """Write it for programs."""
+    return json.dumps({**verification.model_dump(mode="json"), "passed": not verification.failed}, indent=2)
