@@ -3,11 +3,14 @@
 Beside it, just before and just after: a plain pass of the source over as many tokens. Two are the least that a
 conversion can take, one of the source and one of the converted layers.
 
-Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not.
-Flags after ``--`` go to ``transmla convert``:
+Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not, and
+whether the peak is what ``--dry-run`` says:
 
     python scripts/bench_convert.py --depths 4 8 16 32 --threads 2 -- --method rorope
+    python scripts/bench_convert.py --depths 2 4 --hidden-size 2048
     python scripts/bench_convert.py --model FOLDER --calibration text.txt -- --gguf-file model.gguf
+
+Flags behind ``--`` go to ``transmla convert``.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def plain_pass(model: str, options: argparse.Namespace) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def make_checkpoint(folder: Path, *, num_layers: int) -> None:
+def make_checkpoint(folder: Path, *, num_layers: int, hidden_size: int) -> None:
     """Write a random Llama with a tokenizer, and a text that it can be calibrated on beside it."""
     import random
 
@@ -94,10 +97,10 @@ def make_checkpoint(folder: Path, *, num_layers: int) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=512,
-        intermediate_size=1536,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
         num_hidden_layers=num_layers,
-        num_attention_heads=8,
+        num_attention_heads=hidden_size // 64,
         num_key_value_heads=4,
         head_dim=64,
     )
@@ -138,11 +141,15 @@ def bench(model: str, calibration: str, options: argparse.Namespace) -> dict[str
         command += ["--calibration", calibration]
         for flag in ("qk_rope_head_dim", "kv_lora_rank", "num_windows", "window"):
             command += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
+        planned = subprocess.run(
+            [*command, *options.flags, "--dry-run", "--json", "-q"], check=True, stdout=subprocess.PIPE
+        )
+        predicted = round(json.loads(planned.stdout)["peak_memory_bytes"] / 1e6)
         before = plain_pass(model, options)
         measured = measure(command + options.flags, threads=options.threads)
         after = plain_pass(model, options)
         plain = {name: round((before[name] + after[name]) / 2, 2) for name in before}
-        return {**describe(Path(model)), **measured, **plain}
+        return {**describe(Path(model)), **measured, "predicted_mb": predicted, **plain}
 
 
 def bench_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -152,7 +159,9 @@ def bench_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="bench-source-") as scratch:
             folder = Path(scratch) / f"layers-{depth}"
             maker = multiprocessing.get_context("spawn").Process(
-                target=make_checkpoint, args=(folder,), kwargs={"num_layers": depth}
+                target=make_checkpoint,
+                args=(folder,),
+                kwargs={"num_layers": depth, "hidden_size": options.hidden_size},
             )
             maker.start()
             maker.join()
@@ -166,7 +175,17 @@ def print_table(report: dict[str, Any]) -> None:
     """Print the rows for people."""
     print(f"{report['machine']}; {report['threads']} threads; " + ", ".join(map(" ".join, report["versions"].items())))
     print(f"{report['num_windows']} windows of {report['window']} tokens; flags: {' '.join(report['flags']) or 'none'}")
-    columns = ("layers", "parameters", "checkpoint_mb", "seconds", "cpu_seconds", "peak_mb", "plain_body", "plain")
+    columns = (
+        "layers",
+        "parameters",
+        "checkpoint_mb",
+        "seconds",
+        "cpu_seconds",
+        "peak_mb",
+        "predicted_mb",
+        "plain_body",
+        "plain",
+    )
     print("  ".join(f"{column:>13}" for column in columns))
     for row in ({"layers": "imports only", **report["imports"]}, *report["rows"]):
         cells = (row.get(column, "-") for column in columns)
@@ -177,6 +196,7 @@ def main() -> None:
     """Bench, then print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32], help="layers of the random models")
+    parser.add_argument("--hidden-size", type=int, default=512, help="of the random models; a multiple of 256")
     parser.add_argument("--model", help="measure this model instead")
     parser.add_argument("--calibration", help="text for --model")
     parser.add_argument("--qk-rope-head-dim", type=int, default=64)

@@ -86,7 +86,8 @@ def _hub_failures(repo_id: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(f"{repo_id} has no revision {revision}; see its branches and tags on the hub.") from None
     except NotASafetensorsRepoError:
         raise CheckpointError(no_safetensors(repo_id)) from None
-    except (HTTPError, EntryNotFoundError, SafetensorsParsingError, OSError) as error:
+    # The last ones come of an answer that the hub's library cannot read.
+    except (HTTPError, EntryNotFoundError, SafetensorsParsingError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{repo_id} is neither a folder here nor a reachable model on the hub ({type(error).__name__}). "
             "Check the spelling and the connection."
