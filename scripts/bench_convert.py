@@ -3,8 +3,8 @@
 Beside it, just before and just after: a plain pass of the source over as many tokens. Two are the least that a
 conversion can take, one of the source and one of the converted layers.
 
-Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not, and
-whether the peak is what ``--dry-run`` says:
+Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not.
+The peak that ``--dry-run`` predicts, beyond what the libraries take, stands beside the measured one:
 
     python scripts/bench_convert.py --depths 4 8 16 32 --threads 2 -- --method rorope
     python scripts/bench_convert.py --depths 2 4 --hidden-size 2048
