@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,8 @@ def launch(*arguments, **config):
         command_of(*arguments, config), capture_output=True, encoding="utf-8", check=False, env=ALONE, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
+    # What launches the processes may have said something, too.
+    report = json.loads(done.stdout[done.stdout.index("{\n") :])
     assert report["num_processes"] == 2
     return report
 
@@ -99,11 +101,30 @@ def test_sharded_over_two_processes(tmp_path, converted, calibration_text, alone
     assert weights(tmp_path / "out").keys() == weights(converted).keys()
 
 
-def test_sharded_and_killed(tmp_path, converted, calibration_text, alone):
+def zero3():
+    """The config for many GPUs, but for their number and kind."""
+    config = yaml.safe_load((CONFIGS / "accelerate_zero3.yaml").read_text())
+    return {**config, "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
+
+
+WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed, which compiles itself")
+
+
+@pytest.mark.slow
+@WITH_DEEPSPEED
+def test_sharded_by_deepspeed(tmp_path, converted, calibration_text, alone):
+    flags = "--per-device-train-batch-size 2"
+    report = launch(tmp_path, converted, tmp_path / "out", calibration_text, flags, **zero3())
+    assert_same_losses(alone, report)
+    assert loads(tmp_path / "out")
+
+
+@pytest.mark.parametrize("config", [sharded(2), pytest.param(zero3(), marks=[pytest.mark.slow, WITH_DEEPSPEED])])
+def test_sharded_and_killed(tmp_path, converted, calibration_text, alone, config):
     """All processes at once, as when a machine goes down."""
     arguments = (tmp_path, converted, tmp_path / "out", calibration_text)
     flags = "--per-device-train-batch-size 2"
-    command = command_of(*arguments, flags, sharded(2))
+    command = command_of(*arguments, flags, config)
     work = tmp_path / ".out.partial" / "work"
     with subprocess.Popen(command, env=ALONE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(work.glob("checkpoint-*")):
@@ -112,4 +133,4 @@ def test_sharded_and_killed(tmp_path, converted, calibration_text, alone):
             victim.kill()
     assert all(loads(folder) for folder in work.glob("checkpoint-*"))
     assert not (tmp_path / "out").exists()
-    assert_same_losses(alone, launch(*arguments, f"{flags} --resume", **sharded(2)))
+    assert_same_losses(alone, launch(*arguments, f"{flags} --resume", **config))

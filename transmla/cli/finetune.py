@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,13 +97,16 @@ def finetune_model(
         else:
             Console().print(plan_table(plan))
         return
-    from transmla.finetune.run import finetune
 
     def tell(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr)
 
-    report = finetune(request, progress=progress, tell=tell, resume=resume, overwrite=overwrite)
+    # DeepSpeed, where it is installed, says on stdout what it does.
+    with redirect_stdout(sys.stderr):
+        from transmla.finetune.run import finetune
+
+        report = finetune(request, progress=progress, tell=tell, resume=resume, overwrite=overwrite)
     if plot is not None:
         from transmla.finetune.plot import plot_finetune
 

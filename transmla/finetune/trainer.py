@@ -131,7 +131,8 @@ class FinetuneTrainer(Trainer):
     ) -> dict[str, float]:
         """Measure what is held out; each process takes its share, and none is counted twice."""
         dataset: PackedDataset = eval_dataset or self.eval_dataset
-        model = self.model_wrapped.eval()
+        model = self.model_wrapped
+        model.eval()  # not joined to the line before: DeepSpeed's engine returns nothing
         sums = torch.zeros(4, device=self.args.device)
         for batch in self._shares(dataset):
             outputs = self._forward(model, batch, 1)

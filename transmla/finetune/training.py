@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.utils.data import ConcatDataset, default_collate
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations import deepspeed
 
 import transmla
 from transmla.device import choose_device
@@ -50,7 +52,8 @@ class Training:
         # A model that is sharded has weights of one type.
         halved = arguments.bf16 and not _is_sharded(arguments)
         dtype = "bfloat16" if halved and prepared.config.dtype == torch.bfloat16 else "float32"
-        model = load_model(prepared.converted, dtype=dtype, device=torch.device("cpu"))
+        with _whole_models(arguments):
+            model = load_model(prepared.converted, dtype=dtype, device=torch.device("cpu"))
         self.num_parameters = model.num_parameters()
         plain = make_plain(model)
         if request.latent_norm == "live":
@@ -91,7 +94,8 @@ class Training:
             self.stream = 1.0
             return NoTeaching()
         device = self.arguments.device if request.teacher_device == "auto" else choose_device(request.teacher_device)
-        model = load_model(prepared.teacher, dtype=teacher_dtype(request, self.arguments), device=device)
+        with _whole_models(self.arguments):
+            model = load_model(prepared.teacher, dtype=teacher_dtype(request, self.arguments), device=device)
         teacher = Teacher(model, match_attention=request.attention_weight > 0)
         self.stream = math.sqrt(_stream_eps(self.model) / teacher.stream_eps)
         if request.teacher_top_k is None:
@@ -197,6 +201,20 @@ def _link(source: str, target: str) -> None:
 def _stream_eps(model: PreTrainedModel) -> float:
     norm: Any = model.get_decoder().norm
     return norm.variance_epsilon
+
+
+@contextmanager
+def _whole_models(arguments: TrainingArguments) -> Iterator[None]:
+    """Load models whole on every process, ZeRO-3 or not: the weights are rewritten before they are sharded."""
+    plugin = arguments.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        plugin.set_deepspeed_weakref()
 
 
 def _is_sharded(arguments: TrainingArguments) -> bool:
