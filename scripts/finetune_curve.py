@@ -1,7 +1,7 @@
 """Perplexity on test text while a conversion of SmolLM2 is trained, against tokens seen; it decides nothing.
 
 Whatever is measured goes into OUTPUT_DIR.jsonl, so that a run may be interrupted and go on with --resume. With several
-of these files the second form draws them in one picture.
+of these files the second form draws them in one picture; one of a single point becomes a line to compare with.
 
 Usage: python scripts/finetune_curve.py train CHECKPOINT OUTPUT_DIR [--resume] [NAME=VALUE …]
        python scripts/finetune_curve.py plot PICTURE CURVE.jsonl …
@@ -118,7 +118,11 @@ def plot(picture: Path, curves: list[Path]) -> None:
             # A resumed run measures some steps twice: the last time counts.
             points = {entry["step"]: entry for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
             tokens, values = zip(*((p["tokens"] / 1e6, p[corpus]) for _, p in sorted(points.items())), strict=True)
-            axes.plot(tokens, values, marker="o", markersize=3, label=path.stem)
+            if len(points) == 1:
+                # What is not trained.
+                axes.axhline(values[0], color="grey", linestyle="--", label=path.stem)
+            else:
+                axes.plot(tokens, values, marker="o", markersize=3, label=path.stem)
         axes.set_xlabel("million tokens seen")
         axes.set_ylabel(f"perplexity, {corpus} test")
         axes.grid(alpha=0.3)
