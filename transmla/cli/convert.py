@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from transmla.cli.progress import choose_progress
+from transmla.cli.push import PUSH_HELP, pushing
 from transmla.config import ConvertRequest
 
 _help = ConvertRequest.describe
@@ -50,6 +51,7 @@ def convert_model(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same request.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT_DIR when complete.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(help=PUSH_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan or the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
@@ -67,5 +69,6 @@ def convert_model(
         plan, _ = prepare(request, progress=progress, overwrite=overwrite)
         print(plan.summary.model_dump_json(indent=2)) if as_json else Console().print(plan_table(plan.summary))
         return
-    report = convert(request, progress=progress, resume=resume, overwrite=overwrite)
+    with pushing(push_to_hub, request.output_dir, token=request.token):
+        report = convert(request, progress=progress, resume=resume, overwrite=overwrite)
     print(report.model_dump_json(indent=2)) if as_json else Console().print(report_table(report))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transmla.cli.progress import choose_progress
+from transmla.cli.push import PUSH_HELP, pushing
 from transmla.cli.tables import facts_table, readable_bytes
 from transmla.config import FinetuneRequest
 
@@ -76,6 +77,7 @@ def finetune_model(
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (png, svg or pdf).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same request.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT_DIR if it holds a model.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(help=PUSH_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
@@ -106,7 +108,8 @@ def finetune_model(
     with redirect_stdout(sys.stderr):
         from transmla.finetune.run import finetune
 
-        report = finetune(request, progress=progress, tell=tell, resume=resume, overwrite=overwrite)
+        with pushing(push_to_hub, request.output_dir, token=request.token):
+            report = finetune(request, progress=progress, tell=tell, resume=resume, overwrite=overwrite)
     if plot is not None:
         from transmla.finetune.plot import plot_finetune
 

@@ -1,0 +1,29 @@
+"""``--push-to-hub`` of the commands that make a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PUSH_HELP = (
+    "Upload OUTPUT_DIR to this hub id when it is complete; a new repository is private. Every file is named before."
+)
+
+
+@contextmanager
+def pushing(repo_id: str | None, folder: Path, *, token: str | None) -> Iterator[None]:
+    """Look at the repository before the work, and upload the folder behind it; do nothing without an id.
+
+    Of several processes, one does so.
+    """
+    if repo_id is None or int(os.environ.get("RANK", 0)):
+        yield
+        return
+    from transmla.checkpoint.push import make_repository, push
+
+    make_repository(repo_id, token=token)
+    yield
+    push(folder, repo_id, token=token, tell=lambda line: print(line, file=sys.stderr))
