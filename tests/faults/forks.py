@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ class Boundaries:
     written into an open file is counted where our code waits for the disk.
     """
 
-    def __init__(self, root: Path, at: int | None, harm: Callable[[], None]) -> None:
+    def __init__(self, root: Path, at: int | None, harm: Callable[[], None], *, lasting: bool) -> None:
         self.count, self.names = 0, []
-        self._root, self._at, self._harm = str(root), at, harm
+        self._root, self._at, self._harm, self._lasting = str(root), at, harm, lasting
         self._awake = True
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -40,11 +41,13 @@ class Boundaries:
     def pass_one(self, name: str) -> None:
         self.count += 1
         self.names.append(name)
-        if self.count == self._at:
+        if self.count == self._at or (self._lasting and self._at is not None and self.count > self._at):
             # Harm itself may change files.
             self._awake = False
-            self._harm()
-            self._awake = True
+            try:
+                self._harm()
+            finally:
+                self._awake = True
 
     def _changes(self, event: str, arguments: tuple[Any, ...]) -> bool:
         if event == "open":
@@ -64,6 +67,10 @@ def no_space() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def read_only() -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
 def broken_disk() -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -81,7 +88,8 @@ def harm_of(fault: dict[str, Any]) -> Callable[[], None]:
         return jump
     if kind == "memory":
         return lambda: leave_memory(fault["bytes"])
-    return {"full disk": no_space, "broken disk": broken_disk, "none": lambda: None}[kind]
+    refusals = {"full disk": no_space, "broken disk": broken_disk, "read-only disk": read_only}
+    return refusals.get(kind, lambda: None)
 
 
 def leave_memory(count: int) -> None:
@@ -104,7 +112,10 @@ def child(job: dict[str, Any], answer: Path) -> None:
     from transmla.checkpoint import publish, writer
 
     fault = job.get("fault") or {"kind": "none"}
-    boundaries = Boundaries(Path(job["root"]), fault.get("at"), harm_of(fault))
+    lasting = fault["kind"] == "read-only disk"
+    boundaries = Boundaries(Path(job["root"]), fault.get("at"), harm_of(fault), lasting=lasting)
+    if "after" in fault:
+        threading.Timer(fault["after"], harm_of(fault)).start()
     sys.addaudithook(boundaries.hook)
     for module in (writer, publish):
         synced = module.sync

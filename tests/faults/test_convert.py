@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import shutil
 import subprocess
@@ -77,6 +79,46 @@ def test_a_disk_that_refuses_at_the_boundaries(bench, kind, chosen):
             assert outcome.stderr.startswith("Error: ")
             assert "not expected" not in outcome.stderr, (at, outcome.stderr)
         bench.finish()
+
+
+@pytest.mark.parametrize("runs", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_times(bench, runs):
+    chance = random.Random(0)
+    for _ in range(runs):
+        outcome = bench.hurt({"kind": "SIGKILL", "after": chance.uniform(0, 0.8)})
+        assert outcome.code in (-9, 0), outcome
+        bench.finish()
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_disk_that_becomes_read_only(bench, share):
+    outcome = bench.hurt({"kind": "read-only disk", "at": 1 + round(share * len(bench.boundaries))})
+    assert outcome.code == 1
+    assert re.fullmatch(r"Error: .*Read-only file system.*\n", outcome.stderr), outcome.stderr
+    bench.finish()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_disk_that_is_really_full(bench, tmp_path):
+    """A small one in memory: the work moves on to it, and back when it is too small."""
+    small = tmp_path / "small"
+    small.mkdir()
+    size = sum(len(value) for name, value in bench.whole.items() if name.endswith(".safetensors"))
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size + 2 * 4096}", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        arguments = [small / "out" if word == bench.output else word for word in bench.arguments]
+        outcome = bench.forks.run(small, arguments, fault={"kind": "small disk"})
+        assert outcome.code == 1
+        assert outcome.stderr.count("\n") == 1
+        assert re.search("No space left|is full|only .* free", outcome.stderr), outcome.stderr
+        assert "not expected" not in outcome.stderr
+        assert not (small / "out").exists()
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 @pytest.mark.parametrize("chosen", [True, pytest.param(False, marks=pytest.mark.slow)])

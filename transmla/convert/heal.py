@@ -63,7 +63,7 @@ def heal_layer(
             optimiser.step()
             schedule.step()
     healed = healed.map(Tensor.detach)
-    return min((healed, layer), key=lambda candidate: _judged(candidate, judge, frequencies, batch_size))
+    return min((layer, healed), key=lambda candidate: _judged(candidate, judge, frequencies, batch_size))
 
 
 def _schedule(step: int, steps: int) -> float:

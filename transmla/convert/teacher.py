@@ -14,6 +14,9 @@ from torch import Tensor
 
 from transmla.convert.latent import LatentAttention
 
+# Mean square of an output that is none, as a share of that of the residual stream.
+_NOTHING = 1e-9
+
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
@@ -38,7 +41,9 @@ class Lesson:
     def loss(self, layer: LatentAttention, frequencies: Float[Tensor, " slot"]) -> Float[Tensor, ""]:
         """Return the weighted squared error of ``layer``, as a share of the weighted square of the outputs."""
         wrong = (layer.attend(self.inputs, frequencies) - self.outputs).square().sum(-1)
-        return (wrong * self.weights).sum() / (self.outputs.square().sum(-1) * self.weights).sum()
+        wanted = (self.outputs.square().sum(-1) * self.weights).sum()
+        # A layer may have nothing to say.
+        return (wrong * self.weights).sum() / wanted.clamp_min(_NOTHING * self.outputs.numel())
 
 
 @torch.no_grad()
