@@ -9,37 +9,42 @@ from pathlib import Path
 from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, REPORT_FILE
 from transmla.checkpoint.folder import check_inside, read_json
 from transmla.errors import CheckpointError
+from transmla.progress import Progress, Silent
 
 _CHUNK = 2**24
 
 
-def _ignore(count: int) -> None:
-    pass
-
-
-def weight_checksums(folder: Path, *, advance: Callable[[int], None] = _ignore) -> dict[str, str]:
+def weight_checksums(folder: Path, *, progress: Progress | None = None) -> dict[str, str]:
     """Return the SHA-256 of every weight file of ``folder``, in hexadecimal, by its name.
 
     Args:
         folder: of a model.
-        advance: is told the bytes that have been read since it was told before.
+        progress: who is told how far the reading has come.
 
     Raises:
         CheckpointError: a file that cannot be read, or that is a link out of the folder.
     """
+    paths = sorted(folder.glob("*.safetensors"))
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        check_inside(folder, path)
-        digest = hashlib.sha256()
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-                    advance(len(chunk))
-        except OSError as error:
-            raise CheckpointError(f"Shard {path.name} cannot be read: {error.strerror}.") from None
-        found[path.name] = digest.hexdigest()
+    with (progress or Silent()).task(
+        "Adding up", sum(path.stat().st_size for path in paths if path.is_file())
+    ) as advance:
+        for path in paths:
+            check_inside(folder, path)
+            found[path.name] = _checksum(path, advance)
     return found
+
+
+def _checksum(path: Path, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                advance(len(chunk))
+    except OSError as error:
+        raise CheckpointError(f"Shard {path.name} cannot be read: {error.strerror}.") from None
+    return digest.hexdigest()
 
 
 def recorded_checksums(folder: Path) -> dict[str, str] | None:

@@ -74,7 +74,7 @@ def convert(
             calibration=_calibration_report(plan, windows),
             layers=tuple(layers),
             seconds=round(time.monotonic() - started, 1),
-            checksums=weight_checksums(staging.folder),
+            checksums=weight_checksums(staging.folder, progress=progress),
             versions={
                 "transmla": transmla.__version__,
                 "torch": torch.__version__,

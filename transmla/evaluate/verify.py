@@ -166,9 +166,7 @@ class _Run:
     def _check_checksums(self) -> tuple[Outcome, str]:
         folder = self._source.folder
         recorded = recorded_checksums(folder)
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        with self._progress.task("Adding up", size) as advance:
-            self.checksums = weight_checksums(folder, advance=advance)
+        self.checksums = weight_checksums(folder, progress=self._progress)
         if recorded is None:
             return "skipped", "no report says what they should be"
         if changed := sorted(name for name, digest in self.checksums.items() if recorded.get(name) != digest):

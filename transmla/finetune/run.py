@@ -90,7 +90,7 @@ def finetune(
         report = training.report(trainer)
         if staging is not None:
             training.write_best(report, staging.folder)
-            report = report.model_copy(update={"checksums": weight_checksums(staging.folder)})
+            report = report.model_copy(update={"checksums": weight_checksums(staging.folder, progress=progress)})
             publish_texts(request, report, converted=prepared.converted.folder, work=work, folder=staging.folder)
             staging.publish()
         trainer.accelerator.wait_for_everyone()
