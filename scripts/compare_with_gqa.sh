@@ -2,7 +2,8 @@
 # Is latent attention worth more than the grouped-query attention that it came from, at the same cache? Both start with the
 # same logits (--exact) and train their attention on the same text, in the same order, for as many steps; the learning rate
 # is each one's best of three by what is held out. Then both are measured on other text.
-# Usage: [LEARNING_RATES="1e-4 3e-4 1e-3"] [BATCH_SIZE=8] scripts/compare_with_gqa.sh [STEPS [OUTPUT_DIR]]
+# Usage: [LEARNING_RATES="1e-4 3e-4 1e-3"] [BATCH_SIZE=8] [BF16=1] scripts/compare_with_gqa.sh [STEPS [OUTPUT_DIR]]
+# BF16 is for processors and GPUs that have units for it; others are hundreds of times slower with it.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -36,7 +37,7 @@ for model in gqa mla; do
         printf '\n==> %s, learning rate %s\n' "$model" "$rate" >&2
         transmla finetune "$start" "$run" --dataset "$assets/wiki-tune.txt" --dataset "$assets/c4-tune.txt" \
             --teacher none --max-steps "$steps" --eval-steps "$steps" --learning-rate "$rate" --warmup-steps 0.1 \
-            --num-eval-windows 16 --per-device-train-batch-size "${BATCH_SIZE:-8}" --bf16 --resume
+            --num-eval-windows 16 --per-device-train-batch-size "${BATCH_SIZE:-8}" ${BF16:+--bf16} --resume
     done
     best+=("$(
         python - "${runs[@]}" <<'PYTHON'
