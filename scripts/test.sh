@@ -8,4 +8,5 @@ cd -- "$TRANSMLA_ROOT"
 ruff check
 ruff format --check
 mypy
-pytest "$@"
+# Tests of one file stay together: they share what they have made. Each takes one thread.
+pytest --numprocesses auto --dist loadfile "$@"
