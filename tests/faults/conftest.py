@@ -69,7 +69,9 @@ def forks() -> Iterator[Forks]:
     yield forks
     forks.close()
     if path := os.environ.get("TRANSMLA_FAULTS_REPORT"):
-        Path(path).write_text(json.dumps(FAULTS, indent=2) + "\n", encoding="utf-8")
+        # A line for each process that runs tests.
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(FAULTS) + "\n")
 
 
 def contents(folder: Path) -> dict[str, Any]:
