@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from transformers import LlamaConfig, MixtralConfig
 
+from scripts.plan_large import MODELS, make_holes
 from tests.convert.models import asked
-from transmla.arch.skeleton import Skeleton
-from transmla.arch.spec import describe, load_config
-from transmla.arch.stored import stored_shapes
-from transmla.checkpoint.layout import TensorHeader
-from transmla.checkpoint.reader import CheckpointReader
 from transmla.convert import plan as plan_module
-
-LLAMA_70B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
-    max_position_embeddings=8192,
-)
-MIXTRAL_8X22B = MixtralConfig(
-    vocab_size=32000,
-    hidden_size=6144,
-    intermediate_size=16384,
-    num_hidden_layers=56,
-    num_attention_heads=48,
-    num_key_value_heads=8,
-    max_position_embeddings=65536,
-    sliding_window=None,
-)
 
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
-    """Plan the conversion of a checkpoint of which there is the config alone, and headers as a hub would list them."""
+    """Plan the conversion of a checkpoint of which there is the config alone, and headers before holes."""
 
-    def plan(config, **choices):
+    def plan(name, **choices):
         folder = tmp_path / "source"
-        config.save_pretrained(folder)
-        (folder / "model.safetensors").write_bytes(b"")
-        read = load_config(folder)
-        shapes = stored_shapes(Skeleton(read).shapes, describe(read).family, (), tied=False)
-
-        class HeadersOnly(CheckpointReader):
-            def __init__(self, folder):
-                self.headers = {
-                    name: TensorHeader(name, tuple(shape), torch.bfloat16, "model.safetensors", 0)
-                    for name, shape in shapes.items()
-                }
-
-        monkeypatch.setattr(plan_module, "CheckpointReader", HeadersOnly)
+        make_holes(folder, MODELS[name])
         monkeypatch.setattr(plan_module, "check_free_space", lambda *args: None)
         return plan_module.plan_conversion(asked(folder, tmp_path / "out", "text.txt", **choices))
 
@@ -61,7 +23,7 @@ def planned(tmp_path, monkeypatch):
 
 
 def test_a_llama_of_70_billion_parameters_fits_vllm_at_a_quarter_of_the_cache(planned):
-    summary = planned(LLAMA_70B, kv_ratio=0.25, engine="vllm").summary
+    summary = planned("Llama 70B", kv_ratio=0.25, engine="vllm").summary
     assert (summary.kv_lora_rank, summary.qk_rope_head_dim) == (448, 64)
     assert summary.source_kv_bytes_per_token == 2 * 80 * 2 * 8 * 128
     assert summary.kv_bytes_per_token == 2 * 80 * 512
@@ -73,7 +35,7 @@ def test_a_llama_of_70_billion_parameters_fits_vllm_at_a_quarter_of_the_cache(pl
 
 
 def test_a_mixtral_of_8_times_22_billion_parameters_keeps_its_experts(planned):
-    plan = planned(MIXTRAL_8X22B, kv_ratio=0.25)
+    plan = planned("Mixtral 8x22B", kv_ratio=0.25)
     names = {tensor.name: tensor.shape for tensor in plan.layer_tensors(55)}
     assert names["model.layers.55.mlp.experts.7.gate_proj.weight"] == (16384, 6144)
     assert names["model.layers.55.mlp.experts.7.down_proj.weight"] == (6144, 16384)

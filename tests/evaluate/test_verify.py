@@ -108,6 +108,12 @@ def enlarge_the_config(copy):
     (copy / "config.json").write_text(json.dumps({**config, "kv_lora_rank": config["kv_lora_rank"] + 1}))
 
 
+def deepen_the_config(copy):
+    """A skeleton of it would never be finished."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**6}))
+
+
 def leave_a_shard(copy):
     shutil.copyfile(shards(copy)[0], copy / "model-00099-of-00099.safetensors")
 
@@ -127,6 +133,7 @@ def point_outside(copy):
         (remove_a_shard, "files", "has no file model-00002-of-"),
         (spoil, "values", "NaN or infinite"),
         (enlarge_the_config, "shapes", "config.json needs the shape"),
+        (deepen_the_config, "shapes", "num_hidden_layers 1000000, but the weights are of 2 layers"),
         (leave_a_shard, "files", "model-00099-of-00099.safetensors belongs to no index"),
         (point_outside, "files", "only plain names inside the folder"),
     ],

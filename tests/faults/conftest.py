@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -74,6 +75,13 @@ def forks() -> Iterator[Forks]:
             file.write(json.dumps(FAULTS) + "\n")
 
 
+def boundaries(number: int, *, few: int, chosen: bool) -> list[int]:
+    """All of them, or some that lie evenly, the first and the last among them."""
+    if not chosen:
+        return list(range(1, number + 1))
+    return sorted({1 + round(step * (number - 1) / (few - 1)) for step in range(few)})
+
+
 def contents(folder: Path) -> dict[str, Any]:
     """The files of a folder; a report without what differs from run to run."""
     found: dict[str, Any] = {}
@@ -118,7 +126,5 @@ class Bench:
 
     def clean(self) -> None:
         """Make room for the next fault."""
-        import shutil
-
         for path in self.root.iterdir():
             shutil.rmtree(path)

@@ -25,7 +25,7 @@ class Boundaries:
     """Counts what changes files below a folder, and does harm just before one of these changes, or just after it began.
 
     Python tells an audit hook of every file that is opened, made, renamed, linked or deleted, whoever does it; what is
-    written into an open file is counted where our code waits for the disk.
+    written into an open file is counted where somebody waits for the disk.
     """
 
     def __init__(self, root: Path, at: int | None, harm: Callable[[], None], *, lasting: bool) -> None:
@@ -37,6 +37,13 @@ class Boundaries:
         if not self._awake or not self._changes(event, arguments):
             return
         self.pass_one(f"{event} {Path(os.fsdecode(arguments[0])).name}")
+
+    def sync(self, descriptor: int, synced: Callable[[int], None] = os.fsync) -> None:
+        """Stand in the place of ``os.fsync``."""
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.startswith(self._root):
+            self.pass_one(f"sync {Path(path).name}")
+        synced(descriptor)
 
     def pass_one(self, name: str) -> None:
         self.count += 1
@@ -109,22 +116,13 @@ def jump() -> None:
 
 def child(job: dict[str, Any], answer: Path) -> None:
     """Run the command and leave with its exit code."""
-    from transmla.checkpoint import publish, writer
-
     fault = job.get("fault") or {"kind": "none"}
     lasting = fault["kind"] == "read-only disk"
     boundaries = Boundaries(Path(job["root"]), fault.get("at"), harm_of(fault), lasting=lasting)
     if "after" in fault:
         threading.Timer(fault["after"], harm_of(fault)).start()
     sys.addaudithook(boundaries.hook)
-    for module in (writer, publish):
-        synced = module.sync
-
-        def sync(path: Path, synced: Callable[[Path], None] = synced) -> None:
-            boundaries.pass_one(f"sync {path.name}")
-            synced(path)
-
-        module.sync = sync
+    os.fsync = boundaries.sync
     for name, limit in job.get("limits", {}).items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     from transmla.cli.app import main

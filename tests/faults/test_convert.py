@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.factory import tiny_checkpoint
-from tests.faults.conftest import Bench, Forks, contents
+from tests.faults.conftest import Bench, Forks, boundaries, contents
 
 FEW = ("--num-windows", "4", "--num-heldout-windows", "2", "--window", "32")
 LAYERS = 3
@@ -46,11 +47,14 @@ def untouched(bench, source):
     bench.clean()
 
 
-def boundaries(number: int, *, few: int, chosen: bool) -> list[int]:
-    """All of them, or some that lie evenly, the first and the last among them."""
-    if not chosen:
-        return list(range(1, number + 1))
-    return sorted({1 + round(step * (number - 1) / (few - 1)) for step in range(few)})
+@contextmanager
+def put_back(path: Path) -> Iterator[None]:
+    """Have a file afterwards as it was before."""
+    kept = path.read_bytes()
+    try:
+        yield
+    finally:
+        path.write_bytes(kept)
 
 
 def test_the_boundaries_are_where_files_change(bench):
@@ -135,13 +139,10 @@ def test_signals_at_the_boundaries(bench, kind, code, word, chosen):
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_a_source_that_shrinks(bench, source, share):
     shard = sorted(source.glob("*.safetensors"))[1]
-    kept = shard.read_bytes()
     stamp = shard.stat()
-    try:
-        at = round(share * len(bench.boundaries))
+    at = round(share * len(bench.boundaries))
+    with put_back(shard):
         outcome = bench.hurt({"kind": "truncate", "at": at, "path": str(shard), "size": 4000})
-    finally:
-        shard.write_bytes(kept)
     assert outcome.code == 1
     assert re.search("it has been changed|was changed while it was converted", outcome.stderr), outcome.stderr
     assert outcome.stderr.count("\n") == 1
@@ -154,13 +155,10 @@ def test_a_source_that_becomes_another(bench, source, tmp_path, share):
     """Same names, shapes and sizes, other weights: the output would be made of two models."""
     shard = sorted(source.glob("*.safetensors"))[1]
     other = tiny_checkpoint(tmp_path / "other", shards=2, num_hidden_layers=LAYERS, seed=7) / shard.name
-    kept = shard.read_bytes()
-    assert len(kept) == other.stat().st_size
-    try:
-        at = round(share * len(bench.boundaries))
+    assert shard.stat().st_size == other.stat().st_size
+    at = round(share * len(bench.boundaries))
+    with put_back(shard):
         outcome = bench.hurt({"kind": "replace", "at": at, "path": str(shard), "by": str(other)})
-    finally:
-        shard.write_bytes(kept)
     assert outcome.code == 1
     assert "was changed while it was converted" in outcome.stderr
     assert not bench.output.exists()
@@ -169,12 +167,9 @@ def test_a_source_that_becomes_another(bench, source, tmp_path, share):
 def test_a_source_that_changes_when_it_has_been_read(bench, source):
     """Only the companions are still to be written: the output is that of an undisturbed run."""
     shard = sorted(source.glob("*.safetensors"))[1]
-    kept = shard.read_bytes()
-    try:
-        at = len(bench.boundaries) - 3
+    at = len(bench.boundaries) - 3
+    with put_back(shard):
         outcome = bench.hurt({"kind": "truncate", "at": at, "path": str(shard), "size": 4000})
-    finally:
-        shard.write_bytes(kept)
     assert outcome.code == 0
     bench.finish()
 
@@ -220,11 +215,10 @@ def test_two_at_once(bench):
     assert {path.name for path in bench.root.iterdir()} == {"out"}
 
 
-def test_an_output_that_was_there_survives(bench, tmp_path):
+def test_an_output_that_was_there_survives(bench):
     """With --overwrite: until the new one is whole, the old one stays."""
     for at in boundaries(len(bench.boundaries), few=5, chosen=True):
         old = bench.output
-        shutil.copytree(bench.root, tmp_path / "empty", dirs_exist_ok=True)
         old.mkdir()
         (old / "config.json").write_text('{"old": true}')
         outcome = bench.forks.run(bench.root, [*bench.arguments, "--overwrite"], fault={"kind": "SIGKILL", "at": at})

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.factory import tiny_checkpoint
-from tests.faults.conftest import Bench, Forks, contents
-from tests.faults.test_convert import boundaries
+from tests.faults.conftest import Bench, Forks, boundaries, contents
 
 SHORT = "--window 32 --num-eval-windows 4 --per-device-train-batch-size 4 --learning-rate 1e-3 --logging-steps 2 -q"
 

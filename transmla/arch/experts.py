@@ -4,7 +4,7 @@ Inside a layer transformers names them alike in every family, :data:`GATE_UP`, :
 one by one they have the family's own names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,11 @@ class Expert:
 def is_expert(name: str) -> bool:
     """Say whether a tensor belongs to an expert that is routed to, in any layout."""
     return ".experts." in name
+
+
+def are_packed(names: Iterable[str]) -> bool:
+    """Say whether the experts among stored tensors are packed into three dimensions."""
+    return any(name.endswith(GATE_UP) for name in names)
 
 
 def unpacked_shapes(shapes: Mapping[str, torch.Size], names: ExpertNames) -> dict[str, torch.Size]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from transmla.arch.experts import GATE_UP, ROUTER, unpacked_shapes
+from transmla.arch.experts import ROUTER, are_packed, unpacked_shapes
 from transmla.arch.family import Family
 from transmla.arch.spec import AttentionSpec
 from transmla.errors import CheckpointError
@@ -31,9 +31,23 @@ def stored_shapes(
             prefix = name.removesuffix(parts[0])
             rows = [stored.pop(prefix + part) for part in parts]
             stored[prefix + whole] = torch.Size([sum(shape[0] for shape in rows), *rows[0][1:]])
-    if family.experts is None or any(name.endswith(GATE_UP) for name in headers):
+    if family.experts is None or are_packed(headers):
         return stored
     return unpacked_shapes(stored, family.experts)
+
+
+def check_layers(headers: Iterable[str], num_hidden_layers: int, *, prefix: str = "model.layers") -> None:
+    """Make sure that there are as many layers as the config says, before a skeleton of them is made.
+
+    Raises:
+        CheckpointError: there are not.
+    """
+    start = f"{prefix}."
+    layers = {name.removeprefix(start).partition(".")[0] for name in headers if name.startswith(start)}
+    if len(layers) < num_hidden_layers:
+        raise CheckpointError(
+            f"config.json has num_hidden_layers {num_hidden_layers}, but the weights are of {len(layers)} layers."
+        )
 
 
 def check_depth(spec: AttentionSpec, headers: Iterable[str]) -> None:
@@ -43,14 +57,8 @@ def check_depth(spec: AttentionSpec, headers: Iterable[str]) -> None:
         CheckpointError: there are not.
     """
     names = list(headers)
-    prefix = f"{spec.family.layers}."
-    layers = {name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)}
-    if len(layers) < spec.num_hidden_layers:
-        raise CheckpointError(
-            f"config.json has num_hidden_layers {spec.num_hidden_layers}, but the weights are of {len(layers)} layers."
-        )
-    packed = any(name.endswith(GATE_UP) for name in names)
-    if spec.mixture and not packed and spec.mixture.num_experts > len(names):
+    check_layers(names, spec.num_hidden_layers, prefix=spec.family.layers)
+    if spec.mixture and not are_packed(names) and spec.mixture.num_experts > len(names):
         raise CheckpointError(f"config.json has {spec.mixture.num_experts} experts, and the weights fewer tensors.")
 
 

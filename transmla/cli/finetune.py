@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from transmla.cli.progress import choose_progress
+from transmla.cli.progress import choose_progress, speaks
 from transmla.cli.push import PUSH_HELP, pushing
 from transmla.cli.tables import facts_table, readable_bytes
 from transmla.config import FinetuneRequest
@@ -115,7 +114,7 @@ def finetune_model(
 
         plot_finetune(report, plot)
     # Of several processes, one speaks.
-    if int(os.environ.get("RANK", 0)) == 0:
+    if speaks():
         if as_json:
             print(report.model_dump_json(indent=2))
         else:

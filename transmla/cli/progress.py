@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,11 @@ class Bars:
         with Display(*columns, console=self.console, speed_estimate_period=3600) as display:
             bar = display.add_task(description, total=total)
             yield lambda steps: display.advance(bar, steps)
+
+
+def speaks() -> bool:
+    """Say whether this is the one of several processes that speaks."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def choose_progress(*, quiet: bool) -> Progress:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from transmla.cli.progress import speaks
 
 PUSH_HELP = (
     "Upload OUTPUT_DIR to this hub id when it is complete; a new repository is private. Every file is named before."
@@ -19,7 +20,7 @@ def pushing(repo_id: str | None, folder: Path, *, token: str | None) -> Iterator
 
     Of several processes, one does so.
     """
-    if repo_id is None or int(os.environ.get("RANK", 0)):
+    if repo_id is None or not speaks():
         yield
         return
     from transmla.checkpoint.push import make_repository, push

@@ -33,11 +33,11 @@ def verify_model(
     request = VerifyRequest.build(recipe=None, flags=locals())
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
-    from transmla.evaluate.verify import to_json, verify
+    from transmla.evaluate.verify import verify
 
     verification = verify(request, progress=choose_progress(quiet=quiet))
-    print(to_json(verification)) if as_json else Console().print(verification_table(verification))
-    if verification.failed:
+    print(verification.model_dump_json(indent=2)) if as_json else Console().print(verification_table(verification))
+    if not verification.passed:
         raise typer.Exit(1)
 
 

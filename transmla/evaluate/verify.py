@@ -5,21 +5,21 @@ Every check is made, whatever the others have found, but for those that cannot b
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import computed_field
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
-from transmla.arch.experts import GATE_UP, ExpertNames, unpacked_shapes
+from transmla.arch.experts import ExpertNames, are_packed, unpacked_shapes
 from transmla.arch.family import FAMILIES
 from transmla.arch.skeleton import Skeleton
-from transmla.arch.stored import left_over, stored_shapes
+from transmla.arch.stored import check_layers, left_over, stored_shapes
 from transmla.calibration.text import load_tokenizer
 from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
 from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, REPORT_FILE
@@ -82,6 +82,12 @@ class Verification(Record):
     def failed(self) -> tuple[Check, ...]:
         """Return what is wrong."""
         return tuple(check for check in self.checks if check.outcome == "failed")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Say whether nothing is."""
+        return not self.failed
 
 
 def verify(request: VerifyRequest, *, progress: Progress | None = None) -> Verification:
@@ -229,11 +235,13 @@ class _Run:
 
 def _expected_shapes(config: PreTrainedConfig, reader: CheckpointReader) -> dict[str, torch.Size]:
     """Return what the files must hold for stock transformers to load all of a model."""
-    shapes = Skeleton(config).shapes
     family = FAMILIES.get(config.model_type)
+    # Every family that is known, and DeepSeek-V3, has its layers under the same name.
+    check_layers(reader.headers, config.num_hidden_layers)
+    shapes = Skeleton(config).shapes
     if family is not None:
         return stored_shapes(shapes, family, reader.headers, tied=config.tie_word_embeddings)
-    if any(name.endswith(GATE_UP) for name in reader.headers):
+    if are_packed(reader.headers):
         return dict(shapes)
     return unpacked_shapes(shapes, ExpertNames())
 
@@ -255,8 +263,3 @@ def compare_logits(source: Float[Tensor, "... vocab"], other: Float[Tensor, "...
         kl_of_uniform=math.log(source.shape[-1]) - entropy,
         top1=(wanted.argmax(-1) == found.argmax(-1)).float().mean().item(),
     )
-
-
-def to_json(verification: Verification) -> str:
-    """Write it for programs."""
-    return json.dumps({**verification.model_dump(mode="json"), "passed": not verification.failed}, indent=2)
