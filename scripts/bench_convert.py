@@ -4,7 +4,8 @@ Beside it, just before and just after: a plain pass of the source over as many t
 conversion can take, one of the source and one of the converted layers.
 
 Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not.
-The peak that ``--dry-run`` predicts, beyond what the libraries take, stands beside the measured one:
+What the libraries take is measured on a conversion of next to nothing; the peak that ``--dry-run`` predicts beyond that
+stands beside the measured one:
 
     python scripts/bench_convert.py --depths 4 8 16 32 --threads 2 -- --method rorope
     python scripts/bench_convert.py --depths 2 4 --hidden-size 2048
@@ -29,7 +30,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-IMPORTS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 VOCAB_SIZE = 4096
 # Batches as a conversion's; with the head and without, for a conversion has no use for it.
 PLAIN = """
@@ -101,7 +101,7 @@ def make_checkpoint(folder: Path, *, num_layers: int, hidden_size: int) -> None:
         intermediate_size=3 * hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // 64,
-        num_key_value_heads=4,
+        num_key_value_heads=min(4, hidden_size // 64),
         head_dim=64,
     )
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="32MB")
@@ -152,21 +152,34 @@ def bench(model: str, calibration: str, options: argparse.Namespace) -> dict[str
         return {**describe(Path(model)), **measured, "predicted_mb": predicted, **plain}
 
 
+def smallest_conversion(options: argparse.Namespace) -> dict[str, float]:
+    """Measure a conversion of next to nothing: what imports, threads and a first run of everything take."""
+    with tempfile.TemporaryDirectory(prefix="bench-smallest-") as scratch:
+        folder = Path(scratch) / "source"
+        make_in_a_process(folder, num_layers=1, hidden_size=64)
+        command = [sys.executable, "-m", "transmla", "convert", str(folder), str(Path(scratch) / "converted")]
+        command += ["--calibration", str(folder.with_suffix(".txt")), "--kv-ratio", "0.5"]
+        return measure([*command, "--num-windows", "4", "--window", "32"], threads=options.threads)
+
+
+def make_in_a_process(folder: Path, *, num_layers: int, hidden_size: int) -> None:
+    """Make a checkpoint in a process that is gone afterwards, and its memory with it."""
+    maker = multiprocessing.get_context("spawn").Process(
+        target=make_checkpoint, args=(folder,), kwargs={"num_layers": num_layers, "hidden_size": hidden_size}
+    )
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        sys.exit(f"The checkpoint of {num_layers} layers could not be made.")
+
+
 def bench_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bench random checkpoints, one at a time, each made in a process that is gone when its conversion starts."""
+    """Bench random checkpoints, one at a time."""
     rows = []
     for depth in options.depths:
         with tempfile.TemporaryDirectory(prefix="bench-source-") as scratch:
             folder = Path(scratch) / f"layers-{depth}"
-            maker = multiprocessing.get_context("spawn").Process(
-                target=make_checkpoint,
-                args=(folder,),
-                kwargs={"num_layers": depth, "hidden_size": options.hidden_size},
-            )
-            maker.start()
-            maker.join()
-            if maker.exitcode:
-                sys.exit(f"The checkpoint of {depth} layers could not be made.")
+            make_in_a_process(folder, num_layers=depth, hidden_size=options.hidden_size)
             rows.append(bench(str(folder), str(folder.with_suffix(".txt")), options))
     return rows
 
@@ -187,7 +200,7 @@ def print_table(report: dict[str, Any]) -> None:
         "plain",
     )
     print("  ".join(f"{column:>13}" for column in columns))
-    for row in ({"layers": "imports only", **report["imports"]}, *report["rows"]):
+    for row in ({"layers": "next to none", **report["smallest"]}, *report["rows"]):
         cells = (row.get(column, "-") for column in columns)
         print("  ".join(f"{cell:>13,}" if isinstance(cell, int | float) else f"{cell:>13}" for cell in cells))
 
@@ -212,8 +225,7 @@ def main() -> None:
     if bool(options.model) != bool(options.calibration):
         parser.error("--model and --calibration go together.")
 
-    imports = [sys.executable, "-c", IMPORTS]
-    measure(imports, threads=options.threads)  # from here on the libraries are in the disk cache
+    smallest_conversion(options)  # from here on the libraries are in the disk cache
     report = {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version()}
@@ -222,7 +234,7 @@ def main() -> None:
         "num_windows": options.num_windows,
         "window": options.window,
         "flags": options.flags,
-        "imports": measure(imports, threads=options.threads),
+        "smallest": smallest_conversion(options),
         "rows": [bench(options.model, options.calibration, options)] if options.model else bench_depths(options),
     }
     if options.json:

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error, source_attention
@@ -100,6 +102,24 @@ def test_healing_repeats_itself_under_a_seed_and_leaves_its_input_alone(layer, l
     assert not torch.equal(runs[0].latent, runs[2].latent)
     assert all(torch.equal(a, b) for a, b in zip(layer.factors, before, strict=True))
     assert not any(factor.requires_grad for factor in runs[0].factors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_healing_runs_in_the_type_that_was_asked_for(layer, lesson, dtype):
+    """Half precision only when asked: without units for it a processor is a hundred times slower."""
+    seen = set()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.bmm.default, torch.ops.aten.mm.default):
+                seen.add(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    single = Lesson(lesson.inputs.float(), lesson.outputs.float(), lesson.weights.float())
+    with Products():
+        heal_layer(layer.map(Tensor.float), single, THETA, steps=2, batch_size=8, seed=0, dtype=dtype)
+    halves = set() if dtype == torch.float32 else {torch.bfloat16}
+    assert seen - {torch.float32} == halves
 
 
 def test_healing_that_does_not_help_is_thrown_away(layer, lesson):

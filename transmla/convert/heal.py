@@ -29,6 +29,7 @@ def heal_layer(
     steps: int,
     batch_size: int,
     seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> LatentAttention:
     """Train all factors towards the lesson; the same seed gives the same factors.
 
@@ -39,6 +40,7 @@ def heal_layer(
         steps: updates, each on ``batch_size`` windows.
         batch_size: windows per update.
         seed: of the order of the windows.
+        dtype: of the matrix products; float16 is trained in bfloat16, whose range needs no scaling of the loss.
     """
     held_back = min(max(1, len(lesson.inputs) // 10), _JUDGES)
     judge, lesson = _rows(lesson, slice(0, held_back)), _rows(lesson, slice(held_back, None))
@@ -56,8 +58,8 @@ def heal_layer(
         for _ in range(steps):
             batch = _rows(lesson, order.take(batch_size))
             optimiser.zero_grad()
-            # Half precision where there are units for it: its rounding is far below what a step moves.
-            with torch.autocast(lesson.inputs.device.type, torch.bfloat16):
+            # Never half precision unasked: processors without units for it take a hundred times as long.
+            with torch.autocast(lesson.inputs.device.type, torch.bfloat16, enabled=dtype != torch.float32):
                 loss = batch.loss(healed, frequencies)
             loss.backward()
             optimiser.step()

@@ -216,6 +216,7 @@ class _Walk:
                 steps=healing_steps(request.heal_steps, index, self._plan.spec.num_hidden_layers),
                 batch_size=request.batch_size,
                 seed=request.seed + index,
+                dtype=getattr(torch, request.compute_dtype),
             )
         return attention, errors
 
