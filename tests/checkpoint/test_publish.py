@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,24 @@ Staging(Path(sys.argv[1]), identity="x")
     assert "OutputError: Another process is writing" in result.stderr
     with Staging(output, identity="x"), pytest.raises(OutputError, match=r"Another process is writing .*out; wait"):
         Staging(output, identity="x")
+
+
+def test_a_run_whose_folder_was_deleted_leaves_that_of_the_next_alone(tmp_path, output):
+    with Staging(output, identity="x") as first:
+        first.journal.append({"layer": 0})
+        shutil.rmtree(staging_folder(output))
+        with Staging(output, identity="x") as second:
+            second.journal.append({"layer": 7})
+            with pytest.raises(OutputError, match="deleted or replaced while this run"):
+                first.journal.append({"layer": 1})
+            with pytest.raises(OutputError, match="deleted or replaced while this run"):
+                first.publish()
+            first.discard()
+            second.journal.append({"layer": 8})
+            (second.folder / "file").write_text("second")
+            second.publish()
+    assert (output / "file").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

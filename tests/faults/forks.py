@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -91,6 +92,8 @@ def harm_of(fault: dict[str, Any]) -> Callable[[], None]:
         return lambda: os.truncate(fault["path"], fault["size"])
     if kind == "replace":
         return lambda: Path(fault["path"]).write_bytes(Path(fault["by"]).read_bytes())
+    if kind == "delete":
+        return lambda: shutil.rmtree(fault["path"])
     if kind == "clock":
         return jump
     if kind == "memory":

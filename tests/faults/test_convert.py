@@ -137,6 +137,16 @@ def test_signals_at_the_boundaries(bench, kind, code, word, chosen):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_hidden_folder_that_somebody_deletes(bench, share):
+    hidden = bench.output.with_name(f".{bench.output.name}.partial")
+    outcome = bench.hurt({"kind": "delete", "at": round(share * len(bench.boundaries)), "path": str(hidden)})
+    assert outcome.code == 1
+    assert re.fullmatch(r"Error: .*(deleted or replaced|No such file).*\n", outcome.stderr), outcome.stderr
+    assert not bench.output.exists()
+    bench.finish()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
 def test_a_source_that_shrinks(bench, source, share):
     shard = sorted(source.glob("*.safetensors"))[1]
     stamp = shard.stat()

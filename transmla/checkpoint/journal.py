@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ class Journal:
         entries: The finished units, oldest first.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Take up the record at ``path``, without the last line if a kill has torn it."""
-        self._path = path
+    def __init__(self, path: Path, *, check: Callable[[], None] = lambda: None) -> None:
+        """Take up the record at ``path``, without the last line if a kill has torn it; ``check`` may stop an append."""
+        self._path, self._check = path, check
         self.identity: str | None = None
         self.entries: list[dict[str, Any]] = []
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -43,6 +44,7 @@ class Journal:
         Raises:
             OutputError: the disk refuses.
         """
+        self._check()
         self._append(entry)
         self.entries.append(entry)
 

@@ -104,7 +104,7 @@ class Staging:
             self._root.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
             self._restore_replaced()
-            self.journal = Journal(self._root / "journal.jsonl")
+            self.journal = Journal(self._root / "journal.jsonl", check=self.check)
             self.resumed = resume and bool(self.journal.entries) and self.folder.is_dir()
             if self.resumed and self.journal.identity != identity:
                 os.close(self._lock)
@@ -124,8 +124,10 @@ class Staging:
         """Rename the finished folder to the output, after everything in it has reached the disk.
 
         Raises:
-            OutputError: the output has come into being meanwhile, or the file system refuses.
+            OutputError: the output has come into being meanwhile, the files are another run's by now, or the file
+                system refuses.
         """
+        self.check()
         replaced = self._root / "replaced"
         try:
             for path in [*self.folder.rglob("*"), self.folder]:
@@ -144,9 +146,26 @@ class Staging:
             ) from None
         self.discard()
 
+    def check(self) -> None:
+        """Make sure that the folder is still this run's: whoever deletes it and starts anew would have two runs in it.
+
+        Raises:
+            OutputError: it is not.
+        """
+        if not self._is_ours():
+            raise OutputError(f"{self._root} was deleted or replaced while this run wrote to it; run it again.")
+
     def discard(self) -> None:
         """Delete whatever has been staged."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        if self._is_ours():
+            shutil.rmtree(self._root, ignore_errors=True)
+
+    def _is_ours(self) -> bool:
+        """Say whether the folder is still the one that this process has locked."""
+        try:
+            return os.path.samestat(os.fstat(self._lock), os.stat(self._root / "lock"))
+        except OSError:
+            return False
 
     def _take_lock(self) -> int:
         descriptor = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -179,7 +198,7 @@ class Staging:
         # A source that cannot be used will have to change, and then what was made of it is of no use.
         if not self.journal.entries or isinstance(error, CheckpointError):
             self.discard()
-        elif error is not None:
+        elif error is not None and self._is_ours():
             error.add_note("Continue with --resume.")
         os.close(self._lock)
 

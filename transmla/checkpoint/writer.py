@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,18 +29,26 @@ class CheckpointWriter:
     A caller that wants to resume calls ``flush``, notes what is safe, and gives it to ``mark_written`` next time.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[ShardPlan], *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[ShardPlan],
+        *,
+        resume: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Create every shard at its final size, with its header.
 
         Args:
             folder: An existing folder.
             shards: From ``plan_shards``.
             resume: The shards are there already, created from the same plan.
+            check: Called before each tensor is written; may stop that by an error.
 
         Raises:
             OutputError: the disk is too small or refuses, or the shards to resume are absent or of another plan.
         """
-        self._folder = folder
+        self._folder, self._check = folder, check
         self._shards = tuple(shards)
         self._places: dict[str, tuple[ShardPlan, TensorPlan, int]] = {
             tensor.name: (shard, tensor, offset)
@@ -75,6 +83,7 @@ class CheckpointWriter:
             check_finite(name, tensor)
             data = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data
             path = self._folder / shard.file_name
+            self._check()
             try:
                 with path.open("r+b") as file:
                     file.seek(offset)

@@ -47,7 +47,7 @@ def convert(
     plan, windows = prepare(request, progress=progress, overwrite=overwrite, predict=request.kv_ratio is not None)
     request, identity = plan.request, plan.identity(windows)
     with Staging(request.output_dir, identity=identity, resume=resume, overwrite=overwrite) as staging:
-        writer = CheckpointWriter(staging.folder, plan.shards, resume=staging.resumed)
+        writer = CheckpointWriter(staging.folder, plan.shards, resume=staging.resumed, check=staging.check)
         layers = [LayerReport.model_validate(entry) for entry in staging.journal.entries]
         for layer in layers:
             writer.mark_written(tensor.name for tensor in plan.layer_tensors(layer.layer))
