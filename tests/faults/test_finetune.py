@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def test_a_disk_that_is_full_at_the_boundaries(bench, chosen):
             assert outcome.stderr.count("\n") == 1, (at, outcome.stderr)
             assert "not expected" not in outcome.stderr, (at, bench.boundaries[at - 1], outcome.stderr)
         bench.finish()
+
+
+def test_a_disk_that_is_full_when_the_best_is_published(bench):
+    [*_, at] = [number for number, name in enumerate(bench.boundaries, 1) if name == "open generation_config.json"]
+    outcome = bench.hurt({"kind": "full disk", "at": at})
+    assert outcome.code == 1
+    assert re.fullmatch(r"Error: .*cannot be written: No space left on device.*\n", outcome.stderr), outcome.stderr
+    bench.finish()
 
 
 def test_terminated(bench):

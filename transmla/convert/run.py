@@ -17,6 +17,7 @@ from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.writer import CheckpointWriter
+from transmla.checkpoint.writing import writing
 from transmla.config import ConvertRequest
 from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
@@ -24,7 +25,7 @@ from transmla.convert.predict import predict_splits
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.walk import walk_layers
-from transmla.errors import CheckpointError, DataError, OutputError
+from transmla.errors import CheckpointError, DataError
 from transmla.progress import Progress, Silent
 
 
@@ -81,11 +82,9 @@ def convert(
                 "transformers": transformers.__version__,
             },
         )
-        try:
+        with writing(staging.folder):
             copy_companions(plan.source.folder, staging.folder)
             _write_texts(plan, report, staging)
-        except OSError as error:
-            raise OutputError(f"{error.filename or staging.folder} cannot be written: {error.strerror}.") from None
         staging.publish()
     return report
 

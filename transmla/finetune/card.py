@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from transmla.checkpoint.companions import FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE
+from transmla.checkpoint.writing import writing
 from transmla.config import FinetuneRequest
-from transmla.errors import OutputError
 from transmla.finetune.report import FinetuneReport
 
 _CARD_FILE = "README.md"
@@ -50,13 +50,11 @@ def publish_texts(
         FINETUNE_RECIPE_FILE: request.to_yaml(),
         FINETUNE_REPORT_FILE: report.model_dump_json(indent=2) + "\n",
     }
-    try:
+    with writing(folder):
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         if (work / "runs").is_dir():
             shutil.copytree(work / "runs", folder / "runs")
-    except OSError as error:
-        raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror}.") from None
 
 
 def model_card(request: FinetuneRequest, report: FinetuneReport, before: Path) -> str:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.publish import Staging, check_free_space, staging_folder
+from transmla.checkpoint.writing import writing
 from transmla.config import FinetuneRequest
 from transmla.device import reuse_memory
 from transmla.finetune.arguments import training_arguments
@@ -89,7 +90,8 @@ def finetune(
             trainer.recall(resumed)
         report = training.report(trainer)
         if staging is not None:
-            training.write_best(report, staging.folder)
+            with writing(staging.folder):
+                training.write_best(report, staging.folder)
             report = report.model_copy(update={"checksums": weight_checksums(staging.folder, progress=progress)})
             publish_texts(request, report, converted=prepared.converted.folder, work=work, folder=staging.folder)
             staging.publish()

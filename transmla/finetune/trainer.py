@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from transmla.checkpoint.sync import sync
-from transmla.errors import OutputError, TrainingError
+from transmla.checkpoint.writing import writing
+from transmla.errors import TrainingError
 from transmla.finetune.packing import PackedDataset
 from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, save_trained
 from transmla.finetune.student import IGNORED
@@ -176,7 +177,7 @@ class FinetuneTrainer(Trainer):
         name = CHECKPOINT.format(step=self.state.global_step)
         unfinished, finished = self.folder / f".{name}", self.folder / name
         training = unfinished / TRAINING_FOLDER
-        try:
+        with writing(finished):
             if self.args.should_save:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 training.mkdir(parents=True)
@@ -197,8 +198,6 @@ class FinetuneTrainer(Trainer):
                 self._note({"step": self.state.global_step})
                 self._forget_old()
             self.accelerator.wait_for_everyone()
-        except OSError as error:
-            raise OutputError(f"{finished} cannot be written: {error.strerror or error}.") from None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the native checkpoint, and the trained weights as they are."""
