@@ -265,6 +265,18 @@ def test_a_torn_line_is_forgotten_for_good(tmp_path):
     assert Journal(path).entries == [{"layer": 0}, {"layer": 1}]
 
 
+@pytest.mark.parametrize("damaged", [b"{\xd3}\n", b"[1]\n", b"\x00\x00\n", b"{\n", b"[" * 5000 + b"\n"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_damaged_line_is_forgotten_with_all_behind_it(tmp_path, damaged, at):
+    path = tmp_path / "journal.jsonl"
+    lines = [b'{"identity": "x"}\n', b'{"layer": 0}\n', b'{"layer": 1}\n']
+    path.write_bytes(b"".join([*lines[:at], damaged, *lines[at:]]))
+    journal = Journal(path)
+    assert journal.identity == ("x" if at else None)
+    assert journal.entries == [{"layer": 0}][: max(0, at - 1)]
+    assert path.read_bytes() == b"".join(lines[:at])
+
+
 def test_a_journal_torn_in_its_first_line(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'{"ident')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,22 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, check: Callable[[], None] = lambda: None) -> None:
-        """Take up the record at ``path``, without the last line if a kill has torn it; ``check`` may stop an append."""
+        """Take up the record at ``path``, up to the first line that is damaged; ``check`` may stop an append.
+
+        A kill tears the last line. Whatever is behind a damaged one is done once more.
+        """
         self._path, self._check = path, check
         self.identity: str | None = None
         self.entries: list[dict[str, Any]] = []
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            os.truncate(path, path.stat().st_size - len(lines.pop()))
-        if lines:
-            self.identity = json.loads(lines[0])["identity"]
-            self.entries = [json.loads(line) for line in lines[1:]]
+        if not path.exists():
+            return
+        good = list(_whole_lines(path.read_bytes()))
+        size = sum(len(line) for line, _ in good)
+        if size < path.stat().st_size:
+            os.truncate(path, size)
+        if good:
+            self.identity = good[0][1].get("identity")
+            self.entries = [entry for _, entry in good[1:]]
 
     def start(self, identity: str) -> None:
         """Begin anew, for work that belongs to ``identity``."""
@@ -55,3 +61,15 @@ class Journal:
             sync(self._path)
         except OSError as error:
             raise OutputError(f"{self._path} cannot be written: {error.strerror}.") from None
+
+
+def _whole_lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line with its object, up to the first that is none."""
+    for line in content.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not line.endswith(b"\n") or not isinstance(entry, dict):
+            return
+        yield line, entry
