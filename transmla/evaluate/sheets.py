@@ -136,7 +136,7 @@ def _greedy(greedy: GreedyReport, names: Sequence[str]) -> Sheet:
 def _layers(report: EvalReport, names: Sequence[str]) -> Sheet:
     rows = []
     for layers in zip(*(model.layers for model in report.layers), strict=True):
-        cells = (f"{layer.relative_error:.1%}  {_small(layer.excess_nll, '+')}" for layer in layers)
+        cells = (f"{layer.relative_error:.1%}  {layer.excess_nll:+.4f}" for layer in layers)
         rows.append((str(layers[0].layer), *cells))
     sums = (sum(layer.excess_nll for layer in model.layers) for model in report.layers)
     rows.append(("sum", *(_small(total, "+") for total in sums)))
