@@ -196,6 +196,16 @@ def test_the_same_report_makes_the_same_page(tmp_path):
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
+def test_a_page_does_not_tell_where_things_lie_on_the_machine(tmp_path):
+    report = make_report([f"/private/place/{name}" for name in ("source", "closed", "healed")])
+    write_page(report, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "healed" in page
+    assert "wiki.txt" in page
+    assert "private" not in page
+    assert "texts/" not in page
+
+
 def test_a_page_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"report.html cannot be written"):

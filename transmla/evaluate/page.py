@@ -48,9 +48,9 @@ footer { margin-top: 3rem; color: #666; font-size: .85rem; overflow-wrap: anywhe
 <footer>
 <p>{{ report.dtype }} on {{ report.device }}; transmla {{ report.versions.transmla }}, torch
 {{ report.versions.torch }}, transformers {{ report.versions.transformers }}.</p>
-{% for text in report.texts %}<p>{{ text.data.dataset }}: {{ text.data.num_tokens }} tokens, {{ text.data.protocol }},
+{% for name, text in texts %}<p>{{ name }}: {{ text.data.num_tokens }} tokens, {{ text.data.protocol }},
 SHA-256 of the tokens {{ text.data.sha256 }}.</p>
-{% endfor %}{% for model in report.models %}<p>{{ model.name }}: {{ model.fingerprint }}.</p>
+{% endfor %}{% for name, model in models %}<p>{{ name }}: {{ model.fingerprint }}.</p>
 {% endfor %}</footer>
 </body>
 </html>
@@ -63,13 +63,17 @@ def write_page(report: EvalReport, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    source, *others = short_names([model.name for model in report.models])
+    # Where they lie on the machine that measured means nothing to others.
+    source, *others = names = short_names([model.name for model in report.models])
+    texts = short_names([text.data.dataset for text in report.texts]) if report.texts else []
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(_PAGE).render(
         title=", ".join(others) or source,
         source=source,
         sheets=list(report_sheets(report)),
         figures=list(report_figures(report)),
+        models=zip(names, report.models, strict=True),
+        texts=zip(texts, report.texts, strict=True),
         report=report,
     )
     unfinished = path.with_name(f".{path.name}.part")
