@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transmla.checkpoint.sync import sync
-from transmla.errors import OutputError
+from transmla.checkpoint.writing import writing
 
 
 class Journal:
@@ -55,12 +55,10 @@ class Journal:
         self.entries.append(entry)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        try:
+        with writing(self._path):
             with self._path.open("ab") as file:
                 file.write(json.dumps(entry).encode() + b"\n")
             sync(self._path)
-        except OSError as error:
-            raise OutputError(f"{self._path} cannot be written: {error.strerror}.") from None
 
 
 def _whole_lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:

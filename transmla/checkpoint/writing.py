@@ -11,8 +11,8 @@ from transmla.errors import OutputError
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Have a disk that refuses what is written to ``folder`` inside told in a sentence.
+def writing(path: Path) -> Iterator[None]:
+    """Have a disk that refuses what is written to ``path``, or inside it, told in a sentence.
 
     Raises:
         OutputError: in the place of an ``OSError``.
@@ -24,4 +24,4 @@ def writing(folder: Path) -> Iterator[None]:
         _, target, reason = error.args[0][0]
         raise OutputError(f"{target} cannot be written: {reason}.") from None
     except OSError as error:
-        raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror or error}.") from None
+        raise OutputError(f"{error.filename or path} cannot be written: {error.strerror or error}.") from None
