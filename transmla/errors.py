@@ -33,5 +33,9 @@ class OutputError(TransMLAError):
     """An output folder that cannot be written, or must not be."""
 
 
+class BusyError(OutputError):
+    """An output folder that another process is writing."""
+
+
 class TrainingError(TransMLAError):
     """A training whose numbers went wrong."""

@@ -1,11 +1,14 @@
 import json
+import subprocess
 import sys
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 import torch
 
 from transmla.checkpoint.gguf import stage_gguf
+from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.errors import CheckpointError
 
@@ -83,6 +86,38 @@ def test_staged_once_and_published_whole(folder, tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr("transmla.checkpoint.gguf._dequantize", lambda *args: pytest.fail("staged twice"))
     assert stage_gguf(folder, "tiny.gguf") == staged
+
+
+def test_of_two_processes_one_makes_it_and_both_have_it(folder, tmp_path):
+    write_tiny_llama(folder / "tiny.gguf")
+    code = f"""
+from pathlib import Path
+from transmla.checkpoint.gguf import stage_gguf
+from transmla.checkpoint.publish import Staging
+print(stage_gguf(Path({str(folder)!r}), "tiny.gguf"))
+"""
+    first, second = (subprocess.Popen([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE, text=True) for _ in "ab")
+    said = [process.communicate(timeout=300) for process in (first, second)]
+    [staged] = (tmp_path / "cache" / "gguf").iterdir()
+    assert said == [(f"{staged}\n", "")] * 2
+
+
+def test_a_process_waits_for_the_one_that_makes_it(folder, tmp_path, monkeypatch):
+    write_tiny_llama(folder / "tiny.gguf")
+    staged = stage_gguf(folder, "tiny.gguf")
+    made = staged.rename(tmp_path / "made")
+    waits = []
+
+    def publish(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            made.rename(staged)
+
+    monkeypatch.setattr("time.sleep", publish)
+    monkeypatch.setattr("transmla.checkpoint.gguf._dequantize", lambda *args: pytest.fail("staged twice"))
+    with Staging(staged, identity="another process"):
+        assert stage_gguf(folder, "tiny.gguf") == staged
+    assert len(waits) == 3
 
 
 def test_a_failure_leaves_nothing(folder, tmp_path, monkeypatch):

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 import torch
+from transformers.utils import logging
 
+from transmla.cli.progress import choose_progress
 from transmla.config import EvalRequest
 from transmla.errors import DataError, UsageError
 from transmla.evaluate.run import evaluate
@@ -157,6 +159,15 @@ def test_what_is_known_is_not_asked_again(folders, files, monkeypatch):
         assert evaluate(request) == first
         with pytest.raises(pytest.fail.Exception):
             evaluate(request.model_copy(update={"limit": 6}))
+
+
+def test_a_quiet_evaluation_is_quiet(folders, files, capsys):
+    try:
+        evaluate(ask(folders, files / "choose.jsonl", limit=5), progress=choose_progress(quiet=True))
+    finally:
+        logging.enable_progress_bar()
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
 
 
 @pytest.mark.parametrize(

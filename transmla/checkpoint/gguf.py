@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import struct
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -18,18 +19,19 @@ from typing import Any
 from transmla.checkpoint.companions import find_licences
 from transmla.checkpoint.folder import find_file
 from transmla.checkpoint.publish import Staging
-from transmla.errors import CheckpointError
+from transmla.errors import BusyError, CheckpointError
 
 
 def stage_gguf(folder: Path, gguf_file: str) -> Path:
     """Return a safetensors folder with the model of ``folder / gguf_file`` in float32.
 
     It is made by the GGUF reader of transformers, with the whole model in memory, and kept in ``$TRANSMLA_CACHE``
-    (``~/.cache/transmla``) under the digest of the file, so that it is made once.
+    (``~/.cache/transmla``) under the digest of the file, so that it is made once. A process that finds another at it
+    waits.
 
     Raises:
         CheckpointError: no such file, not a GGUF file, or one that transformers cannot read.
-        OutputError: the cache cannot be written, or another process is staging the same file.
+        OutputError: the cache cannot be written.
     """
     path = find_file(folder, gguf_file)
     with path.open("rb") as file:
@@ -38,21 +40,27 @@ def stage_gguf(folder: Path, gguf_file: str) -> Path:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     staged = cache_folder() / "gguf" / f"{path.stem}-{digest[:12]}"
-    if staged.is_dir():
-        return staged
-    if importlib.util.find_spec("gguf") is None:
-        raise CheckpointError("Reading GGUF files needs the gguf package: pip install 'transmla[gguf]'.")
-    with Staging(staged, identity=digest) as staging:
-        _dequantize(path, staging.folder)
-        for licence in find_licences(folder):
-            shutil.copyfile(licence, staging.folder / licence.name)
-        staging.publish()
+    while not staged.is_dir():
+        try:
+            _stage(path, staged, digest)
+        except BusyError:
+            time.sleep(1)
     return staged
 
 
 def cache_folder() -> Path:
     """Return where transmla keeps what can be made again."""
     return Path(os.environ.get("TRANSMLA_CACHE") or "~/.cache/transmla").expanduser()
+
+
+def _stage(path: Path, staged: Path, digest: str) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError("Reading GGUF files needs the gguf package: pip install 'transmla[gguf]'.")
+    with Staging(staged, identity=digest) as staging:
+        _dequantize(path, staging.folder)
+        for licence in find_licences(path.parent):
+            shutil.copyfile(licence, staging.folder / licence.name)
+        staging.publish()
 
 
 def _dequantize(path: Path, output_dir: Path) -> None:

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from transmla.checkpoint.journal import Journal
 from transmla.checkpoint.sync import sync
-from transmla.errors import CheckpointError, OutputError
+from transmla.errors import BusyError, CheckpointError, OutputError
 
 
 def check_output(output_dir: Path, *, source_folder: Path | None, overwrite: bool) -> None:
@@ -93,8 +93,8 @@ class Staging:
             overwrite: Replace an output that exists when publishing.
 
         Raises:
-            OutputError: another process is writing the same output, the work to resume belongs to another request,
-                or the folder cannot be created.
+            BusyError: another process is writing the same output.
+            OutputError: the work to resume belongs to another request, or the folder cannot be created.
         """
         self._output = output_dir.resolve()
         self._overwrite = overwrite
@@ -176,7 +176,7 @@ class Staging:
                 raise BlockingIOError
         except BlockingIOError:
             os.close(descriptor)
-            raise OutputError(
+            raise BusyError(
                 f"Another process is writing {self._output}; wait for it or choose another folder."
             ) from None
         return descriptor

@@ -13,7 +13,9 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from transmla.errors import DataError, UsageError
 from transmla.evaluate.eval_report import TaskReport, TaskScore
 from transmla.evaluate.results import Results
 from transmla.evaluate.subjects import Subject
-from transmla.progress import Progress
+from transmla.progress import Progress, Silent
 
 Samples = dict[str, dict[str, list[float]]]
 """By task and metric what each item gave, in the order of the items."""
@@ -203,7 +205,9 @@ def run_task(
         manager, wanted = TaskManager(include_path=str(path.parent), include_defaults=False), str(path)
     else:
         manager, wanted = TaskManager(), task
-    with progress.task(f"{subject.name} answers {path.stem if path.suffix in _FILES else task}", 1) as advance:
+    # lm-eval and datasets draw bars of their own, and not all of them can be switched off.
+    hush = redirect_stderr(StringIO()) if isinstance(progress, Silent) else nullcontext()
+    with progress.task(f"{subject.name} answers {path.stem if path.suffix in _FILES else task}", 1) as advance, hush:
         try:
             found = simple_evaluate(
                 _answerer(subject, tokenizer, batch_size),
