@@ -1,7 +1,8 @@
 """Is `transmla eval` as fast as reading a text can be, and are its numbers those of a plain loop?
 
 In turns with it runs the shortest loop there is over stock transformers: batches through the model, and the mean of the
-cross-entropies. Prints tokens per second, medians over the rounds and of the paired ratios, and both perplexities.
+cross-entropies. Prints tokens per second, medians over the rounds and of the paired ratios, both perplexities, and the
+most memory that either has in use for one batch, beside the weights.
 
 Usage: python scripts/bench_eval.py [--model MODEL] [--num-windows 8] [--window 1024] [--batch-size 2] [--num-rounds 3]
 By default SmolLM2-135M and Wikipedia text, fetched by scripts/fetch_assets.py.
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transmla.checkpoint.source import open_source
 from transmla.device import choose_device
+from transmla.evaluate.memory import measure_memory
 from transmla.evaluate.passages import Passages, read_passages
 from transmla.evaluate.scores import score_tokens
 
@@ -47,6 +49,12 @@ def our_perplexity(model: AutoModelForCausalLM, passages: Passages, batch_size: 
 def timed(work: Callable[[], float]) -> tuple[float, float]:
     started = time.perf_counter()
     return work(), time.perf_counter() - started
+
+
+def peak_megabytes(work: Callable[[], float], device: torch.device) -> float:
+    with measure_memory(device) as meter:
+        work()
+        return meter.lap() / 1e6
 
 
 def main() -> None:
@@ -78,8 +86,14 @@ def main() -> None:
         ours.append(seconds)
     # The first round warms up.
     plain, ours = plain[1:], ours[1:]
-    print(f"plain loop     {windows.numel() / median(plain):8.0f} tokens/s, perplexity {theirs:.6f}")
-    print(f"transmla eval  {windows.numel() / median(ours):8.0f} tokens/s, perplexity {found:.6f}")
+    batch = windows[: options.batch_size]
+    first = passages.head(options.batch_size)
+    for name, seconds, value, work in (
+        ("plain loop", plain, theirs, lambda: plain_perplexity(model, batch, options.batch_size)),
+        ("transmla eval", ours, found, lambda: our_perplexity(model, first, options.batch_size)),
+    ):
+        speed, peak = windows.numel() / median(seconds), peak_megabytes(work, device)
+        print(f"{name:13} {speed:8.0f} tokens/s, {peak:6.0f} MB, perplexity {value:.6f}")
     print(
         f"ratio of speeds, median of {len(ours)} pairs: {median(p / o for p, o in zip(plain, ours, strict=True)):.3f}"
     )
