@@ -126,6 +126,26 @@ def test_tables_fit_80_columns(cli, converted, tmp_path, calibration_text):
     text = console.export_text()
     assert "12345.6789" in text
     assert "best" in text
+    assert "weights that came in" not in text
+
+
+@pytest.mark.parametrize(("losses", "said"), [((1.5, 1.6), True), ((1.5, 1.4), False), ((1.5,), False)])
+def test_a_training_that_gained_nothing_says_so(losses, said):
+    points = tuple(
+        HeldoutPoint(step=10 * n, num_tokens_seen=n, loss=loss, nll=2.5, perplexity=12.0, kl=0.1, seconds=1.0)
+        for n, loss in enumerate(losses)
+    )
+    report = FinetuneReport(
+        checkpoint="mla", teacher="source", num_parameters=1, num_trained_parameters=1, num_sequences=1,
+        num_heldout_sequences=1, window=8, sha256="", steps=points[-1].step,
+        best_step=min(points, key=lambda point: point.loss).step, heldout=points, training=(), num_processes=1,
+        request={}, versions={},
+    )  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report_table(report))
+    text = console.export_text()
+    assert ("weights that came in" in " ".join(text.split())) == said
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_curve_is_drawn(cli, converted, tmp_path, calibration_text):

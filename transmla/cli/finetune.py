@@ -142,6 +142,12 @@ def plan_table(plan: FinetunePlan) -> Table:
     return table
 
 
+_NOTHING_GAINED = (
+    "No step had less loss on what is held out, so these are the weights that came in: more steps or text, a smaller "
+    "--learning-rate, or a larger --ce-weight if perplexity is what counts, may help."
+)
+
+
 def report_table(report: FinetuneReport) -> Table:
     """Lay out what was held out, within 80 columns."""
     table = Table(
@@ -162,4 +168,7 @@ def report_table(report: FinetuneReport) -> Table:
             f"{point.seconds:,.0f}",
             "best" if point.step == report.best_step else "",
         )
+    if report.steps and report.heldout and not report.best_step:
+        table.caption = _NOTHING_GAINED
+        table.caption_justify = "left"
     return table
