@@ -178,7 +178,7 @@ Staging(Path(sys.argv[1]), identity="x")
 """
     with Staging(output, identity="x"):
         result = subprocess.run([sys.executable, "-c", second, str(output)], capture_output=True, text=True)
-    assert "OutputError: Another process is writing" in result.stderr
+    assert "BusyError: Another process is writing" in result.stderr
     with Staging(output, identity="x"), pytest.raises(OutputError, match=r"Another process is writing .*out; wait"):
         Staging(output, identity="x")
 
