@@ -93,7 +93,6 @@ def test_of_two_processes_one_makes_it_and_both_have_it(folder, tmp_path):
     code = f"""
 from pathlib import Path
 from transmla.checkpoint.gguf import stage_gguf
-from transmla.checkpoint.publish import Staging
 print(stage_gguf(Path({str(folder)!r}), "tiny.gguf"))
 """
     first, second = (subprocess.Popen([sys.executable, "-c", code], stdout=PIPE, stderr=PIPE, text=True) for _ in "ab")
@@ -118,6 +117,21 @@ def test_a_process_waits_for_the_one_that_makes_it(folder, tmp_path, monkeypatch
     with Staging(staged, identity="another process"):
         assert stage_gguf(folder, "tiny.gguf") == staged
     assert len(waits) == 3
+
+
+def test_a_process_that_comes_a_moment_late_takes_what_is_there(folder, tmp_path, monkeypatch):
+    write_tiny_llama(folder / "tiny.gguf")
+    staged = stage_gguf(folder, "tiny.gguf")
+    made = staged.rename(tmp_path / "made")
+
+    def published_meanwhile(*args, **kwargs):
+        made.rename(staged)
+        return Staging(*args, **kwargs)
+
+    monkeypatch.setattr("transmla.checkpoint.gguf.Staging", published_meanwhile)
+    monkeypatch.setattr("transmla.checkpoint.gguf._dequantize", lambda *args: pytest.fail("staged twice"))
+    assert stage_gguf(folder, "tiny.gguf") == staged
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == [staged]
 
 
 def test_a_failure_leaves_nothing(folder, tmp_path, monkeypatch):

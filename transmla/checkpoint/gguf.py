@@ -57,6 +57,8 @@ def _stage(path: Path, staged: Path, digest: str) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError("Reading GGUF files needs the gguf package: pip install 'transmla[gguf]'.")
     with Staging(staged, identity=digest) as staging:
+        if staged.is_dir():
+            return  # Another process has published it since it was looked for.
         _dequantize(path, staging.folder)
         for licence in find_licences(path.parent):
             shutil.copyfile(licence, staging.folder / licence.name)
