@@ -1,6 +1,7 @@
 """Absorbing changes how a model computes, and nothing else about it."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
+from transformers.utils import TransformersKwargs
+
 from tests.modeling.models import latent_model, some_ids, stepwise, watched
 from transmla.errors import UnsupportedModelError
-from transmla.modeling import absorb, expand, has_latent_attention
+from transmla.modeling import absorb, attention, expand, has_latent_attention
+from transmla.modeling.attention import AbsorbedDeepseekV3Attention
 
 IDS, STEPS = some_ids(2, 30), [20] + 10 * [1]
 
@@ -105,6 +109,90 @@ def test_dropout_is_left_to_transformers():
     model = absorb(latent_model(attention_dropout=0.3)).train()
     assert forms(model) == EXPANDED
     assert forms(model.eval()) == ABSORBED
+
+
+class Renamed(DeepseekV3Attention):
+    """A subclass that computes what its parent does."""
+
+    def extra_repr(self):
+        return "renamed"
+
+
+class Changed(DeepseekV3Attention):
+    def forward(self, *args, **kwargs):
+        output, weights = super().forward(*args, **kwargs)
+        return 2 * output, weights
+
+
+class ChangedInPart(DeepseekV3Attention):
+    def expand_kv(self, *args):
+        keys, values = super().expand_kv(*args)
+        return keys, 2 * values
+
+
+def with_class(subclass):
+    model = latent_model()
+    for module in attentions(model):
+        module.__class__ = subclass
+    return model
+
+
+def test_a_subclass_that_computes_the_same_is_absorbed():
+    model = with_class(Renamed)
+    logits = stepwise(model, IDS, STEPS)
+    assert forms(absorb(model)) == ABSORBED
+    assert all(isinstance(module, Renamed) for module in attentions(model))
+    torch.testing.assert_close(stepwise(model, IDS, STEPS), logits, rtol=0, atol=1e-4)
+    assert [type(module) for module in attentions(expand(model))] == 2 * [Renamed]
+
+
+@pytest.mark.parametrize(("subclass", "method"), [(Changed, "forward"), (ChangedInPart, "expand_kv")])
+def test_a_subclass_that_computes_something_else_is_refused(subclass, method):
+    model = with_class(subclass)
+    logits = stepwise(model, IDS, STEPS)
+    with pytest.raises(UnsupportedModelError, match=f"^{subclass.__name__} changes {method} of DeepseekV3Attention"):
+        absorb(model)
+    assert torch.equal(stepwise(model, IDS, STEPS), logits)
+
+
+def test_a_patched_method_is_not_overlooked():
+    model = latent_model()
+    module = attentions(model)[1]
+    module.forward = lambda *args, **kwargs: DeepseekV3Attention.forward(module, *args, **kwargs)
+    with pytest.raises(UnsupportedModelError, match="has a forward of its own"):
+        absorb(model)
+    assert forms(model) == EXPANDED
+
+
+@pytest.mark.parametrize("variant", ["v3", "v2"])
+def test_an_argument_that_is_not_known_is_refused(variant):
+    model = absorb(latent_model(variant))
+    with pytest.raises(UnsupportedModelError, match=r"does not know the argument 'kv_store'.*--stock"):
+        model(IDS[:, :3], kv_store=1)
+    # What is not given decides nothing.
+    model(IDS[:, :3], kv_store=None, output_hidden_states=True, num_items_in_batch=torch.tensor(3))
+
+
+def test_what_only_transformers_understands_is_left_to_it():
+    model = absorb(latent_model())
+    with watched() as calls:
+        model(IDS[:, :1], is_causal=True)
+    assert calls == {"absorbed": 0, "expanded": 2}
+
+
+@pytest.mark.parametrize("stock", [DeepseekV3Attention, DeepseekV2Attention])
+def test_no_argument_of_the_stock_class_is_overlooked(stock):
+    """A release that renames or adds an argument is found here, before anyone runs it."""
+    ours = inspect.signature(AbsorbedDeepseekV3Attention.forward).parameters
+    known = {*ours, "past_key_values", "cache"} | attention._IDLE | attention._EXPANDED_ONLY
+    # Behind the wrapper that takes an old name stands the function itself.
+    named = {
+        name
+        for name, parameter in inspect.signature(inspect.unwrap(stock.forward)).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    assert named <= known
+    assert set(TransformersKwargs.__annotations__) <= known
 
 
 class LowRank(nn.Module):

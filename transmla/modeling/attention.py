@@ -10,9 +10,12 @@ Transformers. Whatever else is called by its name there (projections, rotations,
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -24,7 +27,46 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     eager_attention_forward,
 )
 
+from transmla.errors import UnsupportedModelError
 from transmla.linalg.latent_attention import absorbing_is_cheaper, latent_attention
+
+# Transformers 5.24 renamed the cache; a wrapper there still takes the old name.
+_RENAMED = "cache" in inspect.signature(DeepseekV3Attention.forward).parameters
+# Arguments that decide nothing in attention: what they ask for is done elsewhere, before or after it.
+_IDLE = frozenset(
+    {
+        "position_ids",
+        "use_cache",
+        "return_dict",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+    }
+)
+# Arguments that only the attention functions of Transformers understand.
+_EXPANDED_ONLY = frozenset(
+    {
+        "is_causal",
+        "seq_idx",
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "max_length_q",
+        "max_length_k",
+        "cu_seqlens",
+        "block_table",
+        "k_cache",
+        "v_cache",
+        "read_index",
+        "write_index",
+        "logits_indices",
+        "sliding_window",
+        "softcap",
+        "s_aux",
+        "position_bias",
+    }
+    | (frozenset() if _RENAMED else {"cache"})  # the paged cache, before it came by that name to every attention
+)
 
 
 class _AbsorbedAttention(nn.Module):
@@ -56,10 +98,15 @@ class _AbsorbedAttention(nn.Module):
         *,
         position_embeddings: Any,
         attention_mask: Any = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the layer's output and, as Transformers does with eager attention only, the attention weights."""
+        """Return the layer's output and, as Transformers does with eager attention only, the attention weights.
+
+        Raises:
+            UnsupportedModelError: an argument that this form does not know, as newer releases may hand over.
+        """
+        cache = _take_cache(kwargs)
+        given = _check_arguments(kwargs)
         if self.q_lora_rank is None:
             query = self.q_proj(hidden_states)
         else:
@@ -71,10 +118,13 @@ class _AbsorbedAttention(nn.Module):
         latent, key_rope = compressed.split([self.kv_lora_rank, self.qk_rope_head_dim], -1)
         latent = self.kv_a_layernorm(latent)
         query_rope, key_rope = self._rotate(query_rope, key_rope, position_embeddings)
-        if past_key_values is not None:
-            latent, key_rope = past_key_values.update(latent, key_rope, self.layer_idx)
+        if cache is not None:
+            # A paged cache changes the arguments.
+            extra: dict[str, Any] = {"kwargs": kwargs} if _RENAMED else {}
+            latent, key_rope = cache.update(latent, key_rope, self.layer_idx, **extra)
 
-        attend = self._absorbed if self._absorbs(attention_mask, query.shape[2], latent.shape[2]) else self._expanded
+        absorbs = not given and self._absorbs(attention_mask, query.shape[2], latent.shape[2])
+        attend = self._absorbed if absorbs else self._expanded
         output, weights = attend(query_nope, query_rope, latent, key_rope, attention_mask, **kwargs)
         return self.o_proj(output.flatten(2)), weights
 
@@ -82,7 +132,7 @@ class _AbsorbedAttention(nn.Module):
         raise NotImplementedError
 
     def _absorbs(self, mask: Any, queries: int, tokens: int) -> bool:
-        """Say whether the absorbed form is the better one, and can do what is asked."""
+        """Return whether the absorbed form is the better one, and can do what is asked."""
         # A prompt is all there is, though a static cache may have room for more: fused kernels skip what is masked.
         if queries > 1 and (mask is None or queries == tokens):
             return False
@@ -156,8 +206,31 @@ class AbsorbedDeepseekV2Attention(_AbsorbedAttention, DeepseekV2Attention):
         return apply_rotary_emb(query, key, position_embeddings.to(query.device))
 
 
+def _take_cache(kwargs: dict[str, Any]) -> Cache | None:
+    """Take the cache out of the arguments, by the name that this release of Transformers gives it."""
+    old = kwargs.pop("past_key_values", None)
+    return kwargs.pop("cache", old) if _RENAMED else old
+
+
+def _check_arguments(kwargs: Mapping[str, Any]) -> bool:
+    """Return whether an argument is given that only the attention functions of Transformers understand.
+
+    Raises:
+        UnsupportedModelError: an argument that is not known at all.
+    """
+    given = [name for name, value in kwargs.items() if value is not None and name not in _IDLE]
+    for name in given:
+        if name not in _EXPANDED_ONLY:
+            raise UnsupportedModelError(
+                f"Absorbed attention does not know the argument {name!r}, which attention is given by transformers "
+                f"{transformers.__version__} or by the caller: leave it out, or compute in stock form (--stock, "
+                "transmla.modeling.expand)."
+            )
+    return bool(given)
+
+
 def _understands(implementation: str, mask: Any, queries: int, tokens: int) -> bool:
-    """Say whether a mask means to us what it means to an attention implementation of Transformers."""
+    """Return whether a mask means to us what it means to an attention implementation of Transformers."""
     if implementation in ("eager", "sdpa"):
         return mask is None or (
             isinstance(mask, Tensor) and mask.dim() == 4 and (mask.dtype == torch.bool or mask.is_floating_point())
@@ -169,7 +242,7 @@ def _understands(implementation: str, mask: Any, queries: int, tokens: int) -> b
 
 
 def _is_plain(projection: nn.Module) -> bool:
-    """Say whether the weight is all there is to a projection: no quantisation, adapter, shard, or hook of a user."""
+    """Return whether the weight is all there is to a projection: no quantisation, adapter, shard, or hook of a user."""
     if type(projection) is not nn.Linear or projection.bias is not None:
         return False
     weight = projection.weight
