@@ -32,6 +32,7 @@ from tests.factory import TEXT, tiny_checkpoint
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import calibration_windows, convert
 from transmla.evaluate.cache import measure_cache
+from transmla.modeling.kv_cache import cache_argument, cache_of
 
 
 @pytest.fixture(scope="class")
@@ -103,9 +104,9 @@ class ApproximateContract:
         for model in map(load, outputs):
             ids = some_ids(tokens=40)
             with torch.inference_mode():
-                cache, steps = model(ids[:, :25], use_cache=True).past_key_values, []
+                cache, steps = cache_of(model(ids[:, :25], use_cache=True)), []
                 for position in range(25, 40):
-                    steps.append(model(ids[:, position : position + 1], past_key_values=cache).logits)
+                    steps.append(model(ids[:, position : position + 1], **{cache_argument(model): cache}).logits)
             value = difference(torch.cat(steps, dim=1), logits(model, ids)[:, 25:])
             assert value < 1e-4  # measured 3e-6 to 8e-6
             assert greedy(model, use_cache=True) == greedy(model, use_cache=False)

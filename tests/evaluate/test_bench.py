@@ -13,6 +13,7 @@ from transmla.evaluate.contenders import Turns, enter, take_turns
 from transmla.evaluate.filled_cache import fill_cache, run_filled
 from transmla.evaluate.memory import measure_memory
 from transmla.evaluate.timing import Run, run_prompt
+from transmla.modeling.kv_cache import cache_argument, cache_of
 
 FORMS = [("source", "stock"), ("mla", "stock"), ("mla", "absorbed")]
 
@@ -147,12 +148,14 @@ def test_a_filled_cache_decodes_like_one_that_was_read(family, roomy, request):
     prompt = random_prompt(281, batch_size=2, num_tokens=12, seed=3)
     with torch.inference_mode():
         expected = model(prompt).logits[:, -3:]
-        read = model(prompt[:, :9], use_cache=True).past_key_values
+        read = cache_of(model(prompt[:, :9], use_cache=True))
         cache = fill_cache(model, num_tokens=9, batch_size=2, num_new_tokens=3, roomy=roomy)
         for layer, pattern in zip(cache.layers, read.layers, strict=True):
             layer.keys.copy_(pattern.keys)
             layer.values.copy_(pattern.values)
-        logits = [model(prompt[:, place : place + 1], past_key_values=cache).logits for place in range(9, 12)]
+        logits = [
+            model(prompt[:, place : place + 1], **{cache_argument(model): cache}).logits for place in range(9, 12)
+        ]
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=1e-4, atol=1e-4)
     assert cache.get_seq_length() == 12
 
@@ -164,7 +167,7 @@ def test_a_roomy_cache_is_not_copied(llama):
         with torch.inference_mode():
             cache = fill_cache(llama, num_tokens=200, batch_size=8, num_new_tokens=1, roomy=roomy)
             with measure_memory(torch.device("cpu")) as meter:
-                llama(torch.zeros((8, 1), dtype=torch.long), past_key_values=cache)
+                llama(torch.zeros((8, 1), dtype=torch.long), **{cache_argument(llama): cache})
                 peaks[roomy] = meter.lap()
     assert peaks[False] - peaks[True] > 8 * 200 * measure_cache(llama).bytes_per_token * 0.9
 

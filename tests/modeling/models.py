@@ -13,6 +13,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 
 from tests.factory import random_model
 from transmla.modeling import attention
+from transmla.modeling.kv_cache import cache_argument
 
 VOCAB_SIZE = 101
 # Ranks are small beside the heads, as in models that are worth absorbing: then a few tokens are enough for it.
@@ -83,7 +84,7 @@ def stepwise(model, ids, steps, *, cache=None, mask=None) -> torch.Tensor:
     for step in steps:
         some = slice(start, start + step)
         extra = {} if mask is None else {"attention_mask": mask[:, : some.stop], "position_ids": positions[:, some]}
-        logits.append(model(ids[:, some], past_key_values=cache, **extra).logits)
+        logits.append(model(ids[:, some], **{cache_argument(model): cache}, **extra).logits)
         start += step
     return torch.cat(logits, 1)
 

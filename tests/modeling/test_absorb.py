@@ -12,13 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
-
 from transformers.utils import TransformersKwargs
 
 from tests.modeling.models import latent_model, some_ids, stepwise, watched
 from transmla.errors import UnsupportedModelError
 from transmla.modeling import absorb, attention, expand, has_latent_attention
 from transmla.modeling.attention import AbsorbedDeepseekV3Attention
+from transmla.modeling.kv_cache import cache_argument
 
 IDS, STEPS = some_ids(2, 30), [20] + 10 * [1]
 
@@ -88,8 +88,10 @@ def step_gradients(model):
     """Train on what follows a prompt that is cached with its gradients."""
     model.zero_grad()
     cache = DynamicCache(config=model.config)
-    model(IDS[:, :20], past_key_values=cache)
-    logits = torch.cat([model(piece, past_key_values=cache).logits for piece in (IDS[:, 20:25], IDS[:, 25:26])], 1)
+    model(IDS[:, :20], **{cache_argument(model): cache})
+    logits = torch.cat(
+        [model(piece, **{cache_argument(model): cache}).logits for piece in (IDS[:, 20:25], IDS[:, 25:26])], 1
+    )
     nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 21:27].flatten()).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
@@ -263,9 +265,9 @@ def test_a_copy_stays_absorbed():
 @torch.inference_mode()
 def step_flops(model, cached):
     cache = DynamicCache(config=model.config)
-    model(some_ids(1, cached), past_key_values=cache)
+    model(some_ids(1, cached), **{cache_argument(model): cache})
     with FlopCounterMode(display=False) as counter:
-        model(some_ids(1, 1), past_key_values=cache)
+        model(some_ids(1, 1), **{cache_argument(model): cache})
     return counter.get_total_flops()
 
 

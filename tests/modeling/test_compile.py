@@ -11,6 +11,7 @@ from transformers import StaticCache
 from tests.modeling.models import latent_model, some_ids, watched
 from transmla.linalg import latent_attention as checked
 from transmla.modeling import absorb, attention
+from transmla.modeling.kv_cache import cache_argument
 
 
 @pytest.fixture
@@ -39,10 +40,10 @@ def test_steps_on_a_static_cache(variant, backend):
     ids = some_ids(2, 24)
 
     def run(prefill, step):
-        cache = StaticCache(config=stock.config, max_cache_len=32)
+        held = {cache_argument(stock): StaticCache(config=stock.config, max_cache_len=32)}
         with torch.inference_mode():
-            logits = [prefill(ids[:, :18], past_key_values=cache).logits]
-            logits += [step(ids[:, index : index + 1], past_key_values=cache).logits for index in range(18, 24)]
+            logits = [prefill(ids[:, :18], **held).logits]
+            logits += [step(ids[:, index : index + 1], **held).logits for index in range(18, 24)]
         return torch.cat(logits, 1)
 
     with watched() as calls:

@@ -9,6 +9,7 @@ from transformers import DynamicCache, StaticCache
 
 from tests.modeling.models import VARIANTS, latent_model, some_ids, stepwise, watched
 from transmla.modeling import absorb
+from transmla.modeling.kv_cache import cache_argument
 
 TOLERANCE = 1e-4  # measured 4e-6
 LAYERS = 2
@@ -65,7 +66,7 @@ def test_expanded_tokens_take_the_fused_kernel():
     stock, ids = latent_model(kv_lora_rank=40), some_ids(2, 64)
     model, cache = absorb(copy.deepcopy(stock)), DynamicCache(config=stock.config)
     with torch.no_grad(), watched() as calls, Operators() as operators:
-        found = [model(piece, past_key_values=cache).logits for piece in ids.split(32, 1)]
+        found = [model(piece, **{cache_argument(model): cache}).logits for piece in ids.split(32, 1)]
     assert calls == {"absorbed": 0, "expanded": 2 * LAYERS}
     assert "_scaled_dot_product_flash_attention_for_cpu" in operators.names
     assert "_softmax" not in operators.names
@@ -126,8 +127,8 @@ def test_eager_attention_gives_its_weights(stock, absorbed):
         model.set_attn_implementation("eager")
         cache = DynamicCache(config=model.config)
         with torch.inference_mode(), watched() as calls:
-            model(ids[:, :24], past_key_values=cache)
-            outputs.append(model(ids[:, 24:], past_key_values=cache, output_attentions=True))
+            model(ids[:, :24], **{cache_argument(model): cache})
+            outputs.append(model(ids[:, 24:], **{cache_argument(model): cache}, output_attentions=True))
     assert calls["absorbed"] == LAYERS
     expected, found = outputs
     assert_close(found.logits, expected.logits)
@@ -146,8 +147,8 @@ def test_custom_masks(stock, absorbed):
         for model in (stock, absorbed):
             cache = DynamicCache(config=model.config)
             with torch.inference_mode():
-                model(ids[:, :25], past_key_values=cache)
-                logits.append(model(ids[:, 25:], attention_mask=mask, past_key_values=cache).logits)
+                model(ids[:, :25], **{cache_argument(model): cache})
+                logits.append(model(ids[:, 25:], attention_mask=mask, **{cache_argument(model): cache}).logits)
         assert_close(logits[1], logits[0])
 
 

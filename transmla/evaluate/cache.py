@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
+from transmla.modeling.kv_cache import cache_of
+
 
 @dataclass(frozen=True)
 class CacheUse:
@@ -33,7 +35,7 @@ def measure_cache(model: PreTrainedModel) -> CacheUse:
 
 def _cached_tensors(model: PreTrainedModel, num_tokens: int) -> list[Tensor]:
     prompt = torch.arange(num_tokens, device=model.device)[None] % model.config.vocab_size
-    return cached_tensors(model.get_decoder()(input_ids=prompt, use_cache=True).past_key_values)
+    return cached_tensors(cache_of(model.get_decoder()(input_ids=prompt, use_cache=True)))
 
 
 def cached_tensors(cache: Cache) -> list[Tensor]:

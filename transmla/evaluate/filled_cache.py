@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from transmla.evaluate.memory import measure_memory
 from transmla.evaluate.timing import Run, cache_nbytes, decode
+from transmla.modeling.kv_cache import cache_of
 
 
 class RoomyLayer(DynamicLayer):
@@ -47,7 +48,7 @@ def fill_cache(model: PreTrainedModel, *, num_tokens: int, batch_size: int, num_
     """Make a cache of the shapes that the model itself gives one, with room for what comes, or stock's."""
     token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     layers: list[DynamicLayer] = []
-    for pattern in model.get_decoder()(input_ids=token, use_cache=True).past_key_values.layers:
+    for pattern in cache_of(model.get_decoder()(input_ids=token, use_cache=True)).layers:
         length = num_tokens + num_new_tokens if roomy else num_tokens
         keys, values = (
             tensor.new_empty(batch_size, tensor.shape[1], length, tensor.shape[3]).normal_()

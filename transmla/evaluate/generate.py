@@ -23,6 +23,7 @@ from transmla.evaluate.models import loaded_versions, take_form
 from transmla.evaluate.report import Form, GenerationReport
 from transmla.evaluate.streaming import PieceStreamer
 from transmla.modeling import has_latent_attention
+from transmla.modeling.kv_cache import cache_of
 from transmla.modeling.load import load_model, read_config
 
 
@@ -62,7 +63,7 @@ def generate(request: GenerateRequest, *, write: Callable[[str], object]) -> Gen
     )
 
     new_tokens = output.sequences[0, tokens.shape[1] :].tolist()
-    cached, num_cached = cached_tensors(output.past_key_values), output.past_key_values.get_seq_length()
+    cached, num_cached = cached_tensors(cache_of(output)), cache_of(output).get_seq_length()
     numbers = sum(tensor.numel() for tensor in cached) / num_cached / model.config.num_hidden_layers
     first, last = streamer.times[0], streamer.times[-1]
     return GenerationReport(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,6 +17,7 @@ from transformers import Cache, PreTrainedModel
 
 from transmla.evaluate.cache import cached_tensors
 from transmla.evaluate.memory import measure_memory
+from transmla.modeling.kv_cache import cache_argument, cache_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def run_prompt(
     with measure_memory(prompt.device) if memory else nullcontext() as meter:
         started = clock(prompt.device)
         output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        token, cache = output.logits.argmax(-1), output.past_key_values
+        token, cache = output.logits.argmax(-1), cache_of(output)
         del output
         first_seconds = clock(prompt.device) - started
         first_bytes = meter.lap() if meter else 0
@@ -62,9 +64,10 @@ def cache_nbytes(cache: Cache) -> int:
 @torch.inference_mode()
 def decode(model: PreTrainedModel, cache: Cache, token: Int[Tensor, "batch 1"], *, num_new_tokens: int) -> float:
     """Feed the likeliest token back ``num_new_tokens`` times and return the seconds."""
+    held: dict[str, Any] = {cache_argument(model): cache}
     started = clock(token.device)
     for _ in range(num_new_tokens):
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(input_ids=token, use_cache=True, logits_to_keep=1, **held).logits
         token = logits.argmax(-1)
     return clock(token.device) - started
 

@@ -29,8 +29,9 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 
 from transmla.errors import UnsupportedModelError
 from transmla.linalg.latent_attention import absorbing_is_cheaper, latent_attention
+from transmla.modeling.kv_cache import CACHE_NAMES
 
-# Transformers 5.24 renamed the cache; a wrapper there still takes the old name.
+# Transformers 5.24 renamed the cache, and still takes the old name; before, the paged cache had the new one.
 _RENAMED = "cache" in inspect.signature(DeepseekV3Attention.forward).parameters
 # Arguments that decide nothing in attention: what they ask for is done elsewhere, before or after it.
 _IDLE = frozenset(
@@ -65,7 +66,7 @@ _EXPANDED_ONLY = frozenset(
         "s_aux",
         "position_bias",
     }
-    | (frozenset() if _RENAMED else {"cache"})  # the paged cache, before it came by that name to every attention
+    | (frozenset() if _RENAMED else {"cache"})
 )
 
 
@@ -208,8 +209,8 @@ class AbsorbedDeepseekV2Attention(_AbsorbedAttention, DeepseekV2Attention):
 
 def _take_cache(kwargs: dict[str, Any]) -> Cache | None:
     """Take the cache out of the arguments, by the name that this release of Transformers gives it."""
-    old = kwargs.pop("past_key_values", None)
-    return kwargs.pop("cache", old) if _RENAMED else old
+    names = CACHE_NAMES if _RENAMED else CACHE_NAMES[1:]
+    return next((kwargs.pop(name) for name in names if name in kwargs), None)
 
 
 def _check_arguments(kwargs: Mapping[str, Any]) -> bool:
