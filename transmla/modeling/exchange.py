@@ -6,9 +6,8 @@ hooks and wrapped projections stay, so that it trains and is saved as before.
 
 from __future__ import annotations
 
-from functools import cache
 from types import MethodType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention
@@ -40,7 +39,7 @@ def absorb(model: Model) -> Model:
             "convert it with `transmla convert`, and load the result with Transformers."
         )
     modules = [module for module in model.modules() if _is_latent(module) and not _is_absorbed(module)]
-    classes = [_absorbed_class(type(module)) for module in modules]
+    classes = {given: _absorbed_class(given) for given in {type(module) for module in modules}}
     for module in modules:
         # Accelerate keeps the method that it hides; whoever hides it otherwise would hide the absorbed one as well.
         if "forward" in vars(module) and "_old_forward" not in vars(module):
@@ -48,8 +47,8 @@ def absorb(model: Model) -> Model:
                 f"A {type(module).__name__} of this model has a forward of its own (it was patched): absorb the model "
                 "first, and patch it then."
             )
-    for module, absorbed in zip(modules, classes, strict=True):
-        _change_class(module, absorbed)
+    for module in modules:
+        _change_class(module, classes[type(module)])
     return model
 
 
@@ -74,7 +73,6 @@ def _is_absorbed(module: nn.Module) -> bool:
     return isinstance(module, tuple(ABSORBED.values()))
 
 
-@cache
 def _absorbed_class(given: type[nn.Module]) -> type[nn.Module]:
     """Return the absorbed form of a class of Transformers, or of a subclass that computes the same.
 
@@ -94,7 +92,8 @@ def _absorbed_class(given: type[nn.Module]) -> type[nn.Module]:
 
 def _expanded_class(absorbed: type[nn.Module]) -> type[nn.Module]:
     forms = tuple(ABSORBED.values())
-    return next(base for base in absorbed.__mro__ if issubclass(base, tuple(ABSORBED)) and not issubclass(base, forms))
+    stock = (base for base in absorbed.__mro__ if issubclass(base, tuple(ABSORBED)) and not issubclass(base, forms))
+    return cast(type[nn.Module], next(stock))
 
 
 def _change_class(module: nn.Module, new: type[nn.Module]) -> None:
