@@ -20,7 +20,7 @@ FLOORS = (
     {"calibration", "modeling"},
     {"arch", "checkpoint"},
     {"config", "linalg"},
-    {"progress", "device"},
+    {"progress", "device", "versions"},
     {"errors"},
 )
 # Stricter than the floors.

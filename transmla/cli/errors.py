@@ -11,7 +11,9 @@ from typing import ParamSpec
 
 import typer
 
+from transmla.cli.progress import speaks
 from transmla.errors import TransMLAError
+from transmla.versions import untested_notice
 
 Params = ParamSpec("Params")
 
@@ -40,11 +42,14 @@ def heed_termination() -> None:
 def guarded(command: Callable[Params, None]) -> Callable[Params, None]:
     """Report failures of a subcommand on stderr: 1 failure, 2 usage, 130 interrupted, 143 terminated.
 
+    Libraries that are newer than the tested ones get a line there, and nothing more.
     ``TRANSMLA_DEBUG=1`` keeps the traceback.
     """
 
     @wraps(command)
     def run(*args: Params.args, **kwargs: Params.kwargs) -> None:
+        if speaks() and (notice := untested_notice()):
+            print(notice, file=sys.stderr)
         try:
             command(*args, **kwargs)
         except typer.Exit:
