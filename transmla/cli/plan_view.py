@@ -30,6 +30,8 @@ def plan_table(plan: PlanSummary) -> Table:
     rows |= left_over_row(plan.left_over)
     for name, value in rows.items():
         table.add_row(name, value)
+    for note in plan.notes:
+        table.add_row("Note", note)
     for prediction in plan.predictions:
         table.add_row(
             "Predicted" if prediction == plan.predictions[0] else "",

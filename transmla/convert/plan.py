@@ -51,7 +51,12 @@ class Prediction(BaseModel):
 
 
 class PlanSummary(BaseModel):
-    """What is about to happen, for people and programs; ``left_over`` names tensors that are not converted."""
+    """What is about to happen, for people and programs.
+
+    Attributes:
+        left_over: names of tensors that are not converted.
+        notes: what a person should know of this conversion before it is made.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,6 +81,7 @@ class PlanSummary(BaseModel):
     engines: tuple[str, ...]
     predictions: tuple[Prediction, ...] = ()
     left_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +290,20 @@ class ConversionPlan:
             engines=tuple(engines_for(sizes, spec, self.request)),
             predictions=self.predictions,
             left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
+            notes=self.notes,
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of this conversion before it is made."""
+        notes = []
+        if self.spec.mixture and len(self.request.calibration) == 1:
+            notes.append(
+                "the routing is fitted on one text, and on text of other kinds tokens may be sent to other experts "
+                "than in the source: repeat --calibration with text of every kind that matters, such as prose, code, "
+                "chat."
+            )
+        return tuple(notes)
 
 
 def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:

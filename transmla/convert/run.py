@@ -104,6 +104,8 @@ def prepare(
         TransMLAError: the request cannot be carried out.
     """
     plan = plan_conversion(request, overwrite=overwrite)
+    for note in plan.notes:
+        (progress or Silent()).tell(note)
     windows = calibration_windows(plan) if plan.needs_text else None
     splits = candidate_splits(request, plan.spec)
     if windows is None or plan.method != "complex" or not predict:

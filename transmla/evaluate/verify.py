@@ -1,19 +1,15 @@
-"""Is a checkpoint whole? Files, config, shapes, values, checksums, and on request what it says beside its source.
+"""Is a checkpoint whole? Files, config, shapes, values, checksums, decoding, and on request its source's logits.
 
-Every check is made, whatever the others have found, but for those that cannot be made behind one that failed.
+Every check is made, whatever the others have found, but for those that cannot be made after one that failed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from pydantic import computed_field
-from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedConfig
 
 from transmla.arch.experts import ExpertNames, are_packed, unpacked_shapes
@@ -29,9 +25,11 @@ from transmla.checkpoint.source import Source, open_source
 from transmla.config import VerifyRequest
 from transmla.device import choose_device
 from transmla.errors import TransMLAError, UnsupportedModelError
+from transmla.evaluate.decoding import LAYERS, DecodingReport, check_decoding
 from transmla.evaluate.haystack import needle_trial
 from transmla.evaluate.models import check_comparable
 from transmla.evaluate.report import Record
+from transmla.evaluate.source_logits import LogitsReport, compare_with_source, speak
 from transmla.modeling.load import load_model, read_config
 from transmla.progress import Progress, Silent
 
@@ -52,30 +50,13 @@ class Check(Record):
     found: str
 
 
-class LogitsReport(Record):
-    """A checkpoint beside its source, in float32, on a few short texts.
-
-    Attributes:
-        num_positions: tokens whose successors were predicted.
-        largest_difference: of two logits, in standard deviations of the source's.
-        kl: divergence from the source, mean in nats a token.
-        kl_of_uniform: the same of a model that finds every token equally likely.
-        top1: share of the positions at which both find the same token likeliest.
-    """
-
-    num_positions: int
-    largest_difference: float
-    kl: float
-    kl_of_uniform: float
-    top1: float
-
-
 class Verification(Record):
     """All that was checked of one checkpoint."""
 
     model: str
     checks: tuple[Check, ...]
     checksums: dict[str, str] | None = None
+    decoding: DecodingReport | None = None
     logits: LogitsReport | None = None
 
     @property
@@ -91,7 +72,9 @@ class Verification(Record):
 
 
 def verify(request: VerifyRequest, *, progress: Progress | None = None) -> Verification:
-    """Check a checkpoint, one tensor in memory at a time; only the comparison with a source loads whole models.
+    """Check a checkpoint, one tensor in memory at a time.
+
+    Decoding is tried on the first layers; only the comparison with a source loads whole models.
 
     Raises:
         TransMLAError: there is no checkpoint to check. What is wrong with one is in the result.
@@ -100,9 +83,30 @@ def verify(request: VerifyRequest, *, progress: Progress | None = None) -> Verif
     source = open_source(request.model, revision=request.revision, token=request.token)
     run = _Run(source, progress or Silent())
     checks = [*run.checks()]
+    whole = all(check.outcome != "failed" for check in checks)
+    checks.append(_after("decoding", whole, lambda: run.check_decoding(device)))
     if request.source is not None:
-        checks.append(run.logits_check(request, device, whole=all(check.outcome != "failed" for check in checks)))
-    return Verification(model=source.name, checks=tuple(checks), checksums=run.checksums, logits=run.logits)
+        checks.append(_after("logits", whole, lambda: run.check_logits(request, device)))
+    return Verification(
+        model=source.name,
+        checks=tuple(checks),
+        checksums=run.checksums,
+        decoding=run.decoding,
+        logits=run.logits,
+    )
+
+
+def _after(name: str, whole: bool, check: Callable[[], tuple[Outcome, str]]) -> Check:
+    """Make a check that computes with a checkpoint, if it is whole."""
+    if not whole:
+        return Check(name=name, outcome="skipped", found="needs a checkpoint that is whole")
+    try:
+        outcome, found = check()
+    except UnsupportedModelError as error:
+        outcome, found = "skipped", str(error)
+    except TransMLAError as error:
+        outcome, found = "failed", str(error)
+    return Check(name=name, outcome=outcome, found=found)
 
 
 class _Run:
@@ -113,6 +117,7 @@ class _Run:
         self._config: PreTrainedConfig | None = None
         self._reader: CheckpointReader | None = None
         self.checksums: dict[str, str] | None = None
+        self.decoding: DecodingReport | None = None
         self.logits: LogitsReport | None = None
 
     def checks(self) -> Iterator[Check]:
@@ -189,19 +194,15 @@ class _Run:
             return "failed", f"{size:,} tokens, but the model has only {self._config.vocab_size:,} embeddings"
         return "passed", f"{size:,} tokens"
 
-    def logits_check(self, request: VerifyRequest, device: torch.device, *, whole: bool) -> Check:
-        """Compare the checkpoint with its source."""
-        if not whole:
-            return Check(name="logits", outcome="skipped", found="needs a checkpoint that is whole")
-        try:
-            outcome, found = self._compare(request, device)
-        except UnsupportedModelError as error:
-            outcome, found = "skipped", str(error)
-        except TransMLAError as error:
-            outcome, found = "failed", str(error)
-        return Check(name="logits", outcome=outcome, found=found)
+    def check_decoding(self, device: torch.device) -> tuple[Outcome, str]:
+        """Decode some tokens in every form, against reading them at once."""
+        read_config(self._source)
+        model = load_model(self._source, dtype="float32", device=device, num_layers=LAYERS)
+        self.decoding = found = check_decoding(model)
+        return "passed" if found.passed else "failed", found.summary()
 
-    def _compare(self, request: VerifyRequest, device: torch.device) -> tuple[Outcome, str]:
+    def check_logits(self, request: VerifyRequest, device: torch.device) -> tuple[Outcome, str]:
+        """Compare the checkpoint with its source, one of them in memory at a time."""
         assert request.source is not None
         source = open_source(request.source, gguf_file=request.gguf_file, token=request.token)
         check_comparable([source, self._source], window=2, flag="--source")
@@ -210,17 +211,15 @@ class _Run:
         tokenizer = load_tokenizer(source)
         trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed) for seed in range(TEXTS)]
         tokens = torch.tensor([trial.tokens for trial in trials])
-        self.logits = found = compare_logits(*(_logits(model, tokens, device) for model in (source, self._source)))
-        summary = (
-            f"largest difference {found.largest_difference:.1e} standard deviations, KL {found.kl:.4f}, "
-            f"same top token {found.top1:.1%}"
-        )
-        if not math.isfinite(found.largest_difference) or found.kl >= found.kl_of_uniform:
-            return "failed", f"{summary}: no better than a model that knows nothing"
+        said = speak(load_model(source, dtype="float32", device=device), tokens)
+        model = load_model(self._source, dtype="float32", device=device)
+        self.logits = found = compare_with_source(said, model, tokens)
+        if found.knows_nothing:
+            return "failed", f"{found.summary()}: no better than a model that knows nothing"
         limit = self._limit()
-        if limit is not None and found.largest_difference > limit:
-            return "failed", f"{summary}: an exact conversion stays below {limit:g}"
-        return "passed", summary
+        if limit is not None and not found.exact_within(limit):
+            return "failed", f"{found.summary()}: an exact conversion stays below {limit:g}"
+        return "passed", found.summary()
 
     def _limit(self) -> float | None:
         """Return how far logits may be off, if they are to be the same."""
@@ -244,22 +243,3 @@ def _expected_shapes(config: PreTrainedConfig, reader: CheckpointReader) -> dict
     if are_packed(reader.headers):
         return dict(shapes)
     return unpacked_shapes(shapes, ExpertNames())
-
-
-@torch.inference_mode()
-def _logits(found: Source, tokens: Int[Tensor, "texts tokens"], device: torch.device) -> Float[Tensor, "... vocab"]:
-    model = load_model(found, dtype="float32", device=device)
-    return torch.cat([model(input_ids=row.to(device)).logits.float() for row in tokens.split(1)])
-
-
-def compare_logits(source: Float[Tensor, "... vocab"], other: Float[Tensor, "... vocab"]) -> LogitsReport:
-    """Say how far logits are from the source's at the same positions."""
-    wanted, found = (functional.log_softmax(logits, dim=-1).flatten(end_dim=-2) for logits in (source, other))
-    entropy = -(wanted.exp() * wanted).sum(-1).mean().item()
-    return LogitsReport(
-        num_positions=len(wanted),
-        largest_difference=((other - source).abs().max() / source.std()).item(),
-        kl=(wanted.exp() * (wanted - found)).sum(-1).mean().item(),
-        kl_of_uniform=math.log(source.shape[-1]) - entropy,
-        top1=(wanted.argmax(-1) == found.argmax(-1)).float().mean().item(),
-    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.checkpoint.source import Source
@@ -39,16 +42,18 @@ def is_quantizable(config: PreTrainedConfig) -> bool:
     return config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3
 
 
-def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrainedModel:
+def load_model(model: Source, *, dtype: str, device: torch.device, num_layers: int | None = None) -> PreTrainedModel:
     """Load a model for inference, in the form that decodes fast, and name it as the user did.
 
-    The type ``auto`` is the stored one.
+    The type ``auto`` is the stored one; ``num_layers`` leaves out all layers after the first ones.
 
     Raises:
         CheckpointError: it cannot be read, or its weights are not all there.
     """
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
-    loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=kind, output_loading_info=True)
+    options = {} if num_layers is None else {"config": _first_layers(model, num_layers)}
+    with _silence(num_layers is not None):
+        loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=kind, output_loading_info=True, **options)
     # Transformers fills what is absent with random numbers and merely warns.
     if absent := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
         raise CheckpointError(
@@ -57,6 +62,27 @@ def load_model(model: Source, *, dtype: str, device: torch.device) -> PreTrained
     loaded.name_or_path = model.name
     loaded = loaded.to(device).eval()
     return absorb(loaded) if has_latent_attention(loaded) else loaded
+
+
+def _first_layers(model: Source, num_layers: int) -> PreTrainedConfig:
+    """Return the config of the model's first layers, with its head behind them."""
+    config = _load(AutoConfig, model, "config")
+    config.num_hidden_layers = min(num_layers, config.num_hidden_layers)
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    return config
+
+
+@contextmanager
+def _silence(wanted: bool) -> Iterator[None]:
+    """Say nothing of weights that are left out, where that is what was asked for."""
+    verbosity = logging.get_verbosity()
+    if wanted:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _load(factory: Any, model: Source, what: str, **options: Any) -> Any:
