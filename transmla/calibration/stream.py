@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transmla.arch.arguments import refuse_arguments
 from transmla.arch.experts import EXPERTS, Expert
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec
@@ -256,5 +257,7 @@ class _Attention(nn.Module):
         super().__init__()
         self._attend = attend
 
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, *, position_embeddings: Any, **others: Any) -> tuple[Tensor, None]:
+        # The converted attention turns by its own tables, and whole windows have neither mask nor cache.
+        refuse_arguments(others, "attention")
         return self._attend(hidden_states), None

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from transmla.arch.arguments import refuse_arguments
+
 
 def model_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """Return what the model makes of its decoder's output: hidden states to logits. The model stays as it is."""
@@ -31,5 +33,6 @@ def model_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 class _HandThrough(nn.Module):
     # The kind of output that models with experts read more fields of; the others do not mind.
-    def forward(self, *, inputs_embeds: Tensor, **_: Any) -> MoeModelOutputWithPast:
+    def forward(self, *, inputs_embeds: Tensor, return_dict: Any = None, **others: Any) -> MoeModelOutputWithPast:
+        refuse_arguments(others, "the decoder")
         return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transmla.errors import UnsupportedModelError
 from transmla.linalg.latent_norm import LATENT_EPS
 from transmla.modeling.exchange import has_latent_attention
 
@@ -143,6 +144,9 @@ def make_plain(model: Any) -> PlainFactors:
 
     The function that it computes is the same as an engine's, up to the error of the neutralised norms; in the
     quantizable profile, too, which Transformers cannot compute otherwise. Other models stay as they are.
+
+    Raises:
+        UnsupportedModelError: norms that are not where they are expected.
     """
     if not has_latent_attention(model):
         return PlainFactors(1.0, {}, ())
@@ -152,21 +156,27 @@ def make_plain(model: Any) -> PlainFactors:
         for name, tensor in model.state_dict().items():
             if name.endswith(_ADDING_TO_STREAM):
                 tensor.div_(stream)
-        for module in model.modules():
-            if getattr(module, "variance_epsilon", None) == eps:
-                module.variance_epsilon = eps / stream**2
+        norms = [module for module in model.modules() if getattr(module, "variance_epsilon", None) == eps]
+        # Two norms a layer and the last one are on the stream.
+        if len(norms) != (expected := 2 * model.config.num_hidden_layers + 1):
+            raise UnsupportedModelError(
+                f"{len(norms)} norms of this model have the eps of its config, where {expected} are on its residual "
+                "stream: this release of transformers has other norms than those that were tested."
+            )
+        for norm in norms:
+            norm.variance_epsilon = eps / stream**2
     scales: dict[str, Scale] = {}
-    norms: list[TakenOut] = []
+    taken: list[TakenOut] = []
     layer: Any
     for name, layer in model.named_modules():
         attention = getattr(layer, "self_attn", None)
         if attention is not None and has_latent_attention(attention):
             factors = _Factors(attention)
-            norms += factors.take_out_norms(name, eps=eps, gain=_gain(layer.input_layernorm.weight, 1.0))
+            taken += factors.take_out_norms(name, eps=eps, gain=_gain(layer.input_layernorm.weight, 1.0))
             for _ in range(_ROUNDS):
                 factors.balance()
             scales |= {f"{name}.self_attn.{projection}": scale for projection, scale in factors.scales.items()}
-    return PlainFactors(stream, scales, tuple(norms))
+    return PlainFactors(stream, scales, tuple(taken))
 
 
 class _Factors:
