@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import CONFIG_MAPPING
 
@@ -32,7 +32,7 @@ _COMPUTED_AS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("qwen3_vl_moe_text", "qwen3_omni_moe_text", "qwen3_vl_moe"), "qwen3_moe"),
         # Its layers of cross-attention pass where there is no picture.
         "mllama_text_model": "llama",
-        **dict.fromkeys(("emu3_text_model", "voxtral_text"), "llama"),
+        "emu3_text_model": "llama",
         **dict.fromkeys(("phi3_v", "phi4mm", "phi4_multimodal"), "phi3"),
     }
 )
@@ -45,6 +45,13 @@ class _TextPart(NamedTuple):
     raw: dict[str, Any]
 
 
+class _Verdict(NamedTuple):
+    """Whether a text part alone could be converted, now or ``later``, and what is in the way."""
+
+    kind: Literal["convertible", "later", "refused", "unknown"]
+    reason: str = ""
+
+
 def check_no_wrapper(raw: Mapping[str, Any]) -> None:
     """Refuse a model around a language model.
 
@@ -54,41 +61,35 @@ def check_no_wrapper(raw: Mapping[str, Any]) -> None:
     part = _find_text_part(raw)
     if part is None:
         return
-    named = raw.get("model_type")
-    name = f"{named} model" if isinstance(named, str) else "model"
-    model_type = part.raw.get("model_type")
+    named, model_type = raw.get("model_type"), part.raw.get("model_type")
+    name = f"This {named} model" if isinstance(named, str) else "This model"
     if not isinstance(model_type, str):
         raise UnsupportedModelError(
-            f"This {name} is a wrapper around a text part ({part.where}) whose model_type config.json does not name, "
-            f"so that nothing is known of it; only whole language models are converted.{also_quantized(raw)}"
+            f"{name} is a wrapper around a text part ({part.where}) whose model_type config.json does not name, so "
+            f"that nothing is known of it; only whole language models are converted.{also_quantized(raw)}"
         )
-    against, later = _against(part.raw, model_type)
     family = FAMILIES.get(_COMPUTED_AS.get(model_type, ""))
     text = f"{model_type} ({part.where}{f', on text alone {family.title}' if family else ''})"
-    if against and not later:
-        raise UnsupportedModelError(
-            f"This {name} is a wrapper, and its text part, {text}, cannot be converted either: "
-            f"{against}.{also_quantized(raw)}"
-        )
-    if against:
-        how = f"in principle: {text}; {against}. Wrappers are not converted yet either."
-    else:
-        how = (
-            f"in itself: {text}. Wrappers are not converted yet: save the text part as a causal language model of its "
-            "own, with its head, and convert that."
-        )
-    raise UnsupportedModelError(
-        f"This {name} is a wrapper around a text part that is convertible {how}{also_quantized(raw)}"
-    )
+    verdict = _judge(part.raw, model_type)
+    sentence = {
+        "convertible": f"around a text part that is convertible in itself: {text}. Wrappers are not converted yet: "
+        "save the text part as a causal language model of its own, with its head, and convert that.",
+        "later": f"around a text part that is convertible in principle: {text}; {verdict.reason}. Wrappers are not "
+        "converted yet either.",
+        "refused": f"whose text part, {text}, cannot be converted either: {verdict.reason}.",
+        "unknown": f"around a text part, {text}, and whether that could be converted has not been looked at; wrappers "
+        "are not converted yet.",
+    }
+    raise UnsupportedModelError(f"{name} is a wrapper {sentence[verdict.kind]}{also_quantized(raw)}")
 
 
 def _find_text_part(raw: Mapping[str, Any]) -> _TextPart | None:
-    for key in _TEXT:
-        inner = raw.get(key)
-        if isinstance(inner, Mapping) and inner:
-            if (deeper := _find_text_part(inner)) is not None:
-                return _TextPart(f"{key}.{deeper.where}", deeper.raw)
-            return _TextPart(key, {"model_type": _default_text(raw), **inner})
+    inner, path = raw, []
+    while (key := next((key for key in _TEXT if isinstance(inner.get(key), Mapping)), None)) is not None:
+        inner = inner[key] if "model_type" in inner[key] else {**inner[key], "model_type": _default_text(inner)}
+        path.append(key)
+    if path:
+        return _TextPart(".".join(path[:4]), dict(inner))
     if any(raw.get(key) for key in _SENSES):
         return _TextPart("in the config itself", {**raw, "model_type": _named(raw)})
     return None
@@ -97,7 +98,7 @@ def _find_text_part(raw: Mapping[str, Any]) -> _TextPart | None:
 def _default_text(raw: Mapping[str, Any]) -> str | None:
     """Return what transformers takes a text part for whose config does not say."""
     model_type = raw.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
     try:
         text: str = CONFIG_MAPPING[model_type]().get_text_config().model_type
@@ -108,37 +109,38 @@ def _default_text(raw: Mapping[str, Any]) -> str | None:
 
 def _named(raw: Mapping[str, Any]) -> str | None:
     """Return the model type of a text part that lies in the open, by whatever names it."""
-    model_type = raw.get("model_type")
-    if model_type in _COMPUTED_AS or model_type in FAMILIES or find_refusal(raw):
-        return str(model_type)
-    classes = raw.get("architectures")
+    model_type, classes = raw.get("model_type"), raw.get("architectures")
+    if isinstance(model_type, str) and (model_type in _COMPUTED_AS or model_type in FAMILIES or find_refusal(raw)):
+        return model_type
     names = [model_type, *(classes if isinstance(classes, list) else ())]
     text = " ".join(str(name) for name in names).casefold().replace("llava", "")
     return next((stem for stem in _STEMS if stem in text), None)
 
 
-def _against(raw: Mapping[str, Any], model_type: str) -> tuple[str, bool]:
-    """Return what is against converting a text part, if anything, and whether it could be held all the same."""
+def _judge(raw: Mapping[str, Any], model_type: str) -> _Verdict:
     if (refusal := find_refusal(raw)) is not None:
-        return refusal.reason, refusal.later
+        return _Verdict("later" if refusal.later else "refused", refusal.reason)
     computed_as = _COMPUTED_AS.get(model_type, model_type)
     if computed_as not in FAMILIES:
-        return f"whether DeepSeek-V3 could hold a {model_type} model has not been looked at", False
-    plain = {key: value for key, value in raw.items() if key not in (*_SENSES, "quantization_config", "auto_map")}
-    plain |= {"model_type": computed_as}
+        return _Verdict("unknown")
+    # As its own config.json would have it.
+    alone = {key: value for key, value in raw.items() if key not in (*_SENSES, "quantization_config", "auto_map")}
+    alone["model_type"] = computed_as
     for key in ("rope_scaling", "rope_parameters"):
-        plain |= {key: _on_text(plain[key])} if key in plain else {}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+        if key in alone:
+            alone[key] = _on_text(alone[key])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(alone), encoding="utf-8")
+        try:
             describe(load_config(Path(folder)), max_position_embeddings=1)
-    except TransMLAError as error:
-        return str(error).rstrip("."), False
-    return "", False
+        except TransMLAError as error:
+            reason = str(error).replace(f"{folder}/", "").rpartition("model cannot be converted: ")[2]
+            return _Verdict("refused", reason.rstrip("."))
+    return _Verdict("convertible")
 
 
 def _on_text(scaling: Any) -> Any:
-    """Return a RoPE of several axes as it is on text, whose tokens have the same position on each, in today's words."""
+    """Return a RoPE of several axes as it is on text, whose tokens have one position on all, in today's spelling."""
     if not isinstance(scaling, Mapping):
         return scaling
     plain = {key: value for key, value in scaling.items() if not key.startswith("mrope")}
