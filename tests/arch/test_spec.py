@@ -172,7 +172,7 @@ def test_within_a_bound_that_is_asked_for_there_is_nothing_to_refuse(written):
         ("llama", {"partial_rotary_factor": 0.5}, "only in part .*partial_rotary_factor = 0.5"),
         ("mistral", {"partial_rotary_factor": "half"}, "only in part .*partial_rotary_factor = 'half'"),
         ("llama", {"model_type": "t5"}, "'t5' in .*config.json is not supported; supported: llama, mimo, ministral"),
-        ("llama", {"model_type": "gpt_oss"}, "A gpt_oss model cannot be converted: its softmax has a learnt sink"),
+        ("llama", {"model_type": "gpt_oss"}, "This gpt_oss model cannot be converted: its softmax has a learnt sink"),
         ("llama", {"model_type": "bloom"}, "ALiBi in the place of RoPE"),
         ("llama", {"model_type": ...}, "model_type None"),
         ("llama", {"model_type": ["llama"]}, r"model_type \['llama'\]"),

@@ -12,13 +12,15 @@ from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.errors import CheckpointError
 
+gguf = pytest.importorskip("gguf")
+
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 32, 4, 2, 8, 64, 2
 TOKENS = ["<unk>", "<s>", "</s>", *"abcdefgh", "▁", "ab", "▁a", *(f"<0x{byte:02X}>" for byte in range(256))]
 
 
-def write_tiny_llama(path, *, skip=()):
-    gguf = pytest.importorskip("gguf")
+def write_tiny_llama(path, *, skip=(), say=lambda writer: None):
     writer = gguf.GGUFWriter(path, "llama")
+    say(writer)
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
@@ -181,3 +183,40 @@ def test_without_the_gguf_package(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(CheckpointError, match=r"needs the gguf package: pip install 'transmla\[gguf\]'"):
         stage_gguf(folder, "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("say", "words"),
+    [
+        (
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            r"says llama\.rope\.scaling\.type = yarn",
+        ),
+        (
+            lambda w: w.add_rope_scaling_factor(4.0),
+            r"says llama\.rope\.scaling\.factor = 4\.0, which",
+        ),
+        (lambda w: w.add_causal_attention(False), r"says llama\.attention\.causal = False"),
+        (lambda w: w.add_logit_scale(0.5), r"says llama\.logit_scale = 0\.5"),
+        (lambda w: w.add_pooling_type(gguf.PoolingType.LAST), "of an embedder or a reranker"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32)), r"holds rope_freqs\.weight, the freq"),
+        (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32)), "holds 1 biases, of which .* has 0"),
+        (lambda w: w.add_type("adapter"), "is an adapter to another model"),
+    ],
+)
+def test_what_transformers_passes_over_is_refused(folder, tmp_path, say, words):
+    write_tiny_llama(folder / "tiny.gguf", say=say)
+    with pytest.raises(CheckpointError, match=words):
+        stage_gguf(folder, "tiny.gguf")
+    assert not any((tmp_path / "cache" / "gguf").iterdir())
+
+
+def test_what_changes_nothing_passes(folder):
+    def say(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(1.0)
+        writer.add_causal_attention(True)
+        writer.add_pooling_type(gguf.PoolingType.NONE)
+
+    write_tiny_llama(folder / "tiny.gguf", say=say)
+    assert stage_gguf(folder, "tiny.gguf").is_dir()

@@ -122,7 +122,7 @@ def cut(path):
         (lambda path: path.write_bytes(b"\xff" * 64), "not a safetensors file"),
         (lambda path: path.write_bytes(struct.pack("<Q", 4) + b"[1]]"), "not valid safetensors JSON"),
         (lambda path: path.write_bytes(struct.pack("<Q", 2) + b"[]"), "not valid safetensors JSON"),
-        (lambda path: change_entry(path, "a", dtype="F4"), "Tensor a in model.safetensors is stored as F4"),
+        (lambda path: change_entry(path, "a", dtype="F5"), "Tensor a in model.safetensors is stored as F5"),
         (lambda path: change_entry(path, "a", shape=[2, 4]), "not valid safetensors JSON"),
         (lambda path: change_entry(path, "a", shape=[-2, -3]), "not valid safetensors JSON"),
         (lambda path: change_entry(path, "a", data_offsets=[0, 24]), "overlap or leave gaps"),

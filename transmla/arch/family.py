@@ -149,34 +149,3 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
     }
 )
-
-_OTHER_NORMS = "its norms subtract the mean, and DeepSeek-V3 has RMSNorm only"
-_ALIBI = f"it has ALiBi in the place of RoPE, and {_OTHER_NORMS}"
-_BEHIND = "it has norms behind attention and MLP, before they are added to the residual stream"
-
-#: What DeepSeek-V3 cannot hold, for model types that people ask for; completes "… cannot be converted: ".
-REFUSED: Mapping[str, str] = MappingProxyType(
-    {
-        "gemma": "its MLP computes GELU, and DeepSeek-V3 engines compute SwiGLU with silu only",
-        "gemma2": f"its attention logits are capped by a tanh, {_BEHIND}, and every other layer has a sliding window",
-        "gemma3": f"{_BEHIND}, its MLP computes GELU, and most layers have a sliding window",
-        "gemma3_text": f"{_BEHIND}, its MLP computes GELU, and most layers have a sliding window",
-        "gpt_oss": "its softmax has a learnt sink for every head, which no DeepSeek-V3 engine computes",
-        "qwen2_moe": "its shared expert has a gate of its own, and DeepSeek-V3 adds shared experts as they are",
-        "qwen3_next": "most of its layers have linear attention",
-        "cohere": f"attention and MLP run side by side in it, and {_OTHER_NORMS}",
-        "cohere2": f"attention and MLP run side by side in it, and {_OTHER_NORMS}",
-        "olmo2": f"{_BEHIND}, and none in front",
-        "smollm3": "every fourth layer has no RoPE, and in DeepSeek-V3 all layers have the same",
-        "llama4": "every fourth layer has no RoPE, and in DeepSeek-V3 all layers have the same",
-        "llama4_text": "every fourth layer has no RoPE, and in DeepSeek-V3 all layers have the same",
-        "mpt": _ALIBI,
-        "bloom": _ALIBI,
-        "falcon": _OTHER_NORMS,
-        "gpt_neox": _OTHER_NORMS,
-        "gpt2": f"it has learnt positions in the place of RoPE, and {_OTHER_NORMS}",
-        "phi": _OTHER_NORMS,
-        "deepseek_v2": "it has latent attention already",
-        "deepseek_v3": "it has latent attention already",
-    }
-)

@@ -16,7 +16,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 from transmla.arch.experts import Mixture
-from transmla.arch.family import FAMILIES, REFUSED, Family
+from transmla.arch.family import FAMILIES, Family
+from transmla.arch.refused import also_quantized, check_not_refused
 from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
 
 # RoPE types whose frequencies are the same at every length up to ``max_position_embeddings``, so that a grid can hold
@@ -110,26 +111,40 @@ def load_config(folder: Path) -> PretrainedConfig:
         UnsupportedModelError: a family that is not in the table.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
-    model_type = _check_family(raw.get("model_type") if isinstance(raw, dict) else None, path)
+    raw = read_raw_config(folder)
+    model_type = _check_family(raw, path)
     # What transformers warns of is either refused below, or nothing that decides anything here.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         config = _read_config(folder, model_type, raw)
     except Exception as error:  # transformers validates with several exception types of its own
-        raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}") from None
+        scaling = raw.get("rope_scaling")
+        old = isinstance(scaling, dict) and scaling.get("type") == "su"
+        hint = " transformers reads the spelling su no more: write longrope in its place." if old else ""
+        raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}{hint}") from None
     finally:
         logging.set_verbosity(verbosity)
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
-    _check_family(config.model_type, path)
+    _check_family(raw | {"model_type": config.model_type}, path)
     if getattr(config, "head_dim", None) is None:
         # Some families compute it in the model, others in the config.
         config.head_dim = config.hidden_size // max(1, config.num_attention_heads)
     return config
+
+
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json`` as it stands; nothing where it holds no object.
+
+    Raises:
+        CheckpointError: absent, or not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+    return raw if isinstance(raw, dict) else {}
 
 
 def _read_config(folder: Path, model_type: str, raw: dict[str, Any]) -> PretrainedConfig:
@@ -236,12 +251,13 @@ _SIZES = (
 )
 
 
-def _check_family(model_type: Any, path: Path) -> str:
-    if isinstance(model_type, str) and model_type in REFUSED:
-        raise UnsupportedModelError(f"A {model_type} model cannot be converted: {REFUSED[model_type]}.")
+def _check_family(raw: Mapping[str, Any], path: Path) -> str:
+    check_not_refused(raw)
+    model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"model_type {_short(model_type)} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}."
+            f"model_type {_short(model_type)} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}. "
+            f"Whether DeepSeek-V3 could hold it has not been looked at.{also_quantized(raw)}"
         )
     return model_type
 

@@ -42,8 +42,12 @@ def check_layers(headers: Iterable[str], num_hidden_layers: int, *, prefix: str 
     Raises:
         CheckpointError: there are not.
     """
-    start = f"{prefix}."
-    layers = {name.removeprefix(start).partition(".")[0] for name in headers if name.startswith(start)}
+    start, names = f"{prefix}.", list(headers)
+    layers = {name.removeprefix(start).partition(".")[0] for name in names if name.startswith(start)}
+    if not layers:
+        raise CheckpointError(
+            f"No tensor is named {start}…, as Transformers names layers; there is {min(names, default='none')}."
+        )
     if len(layers) < num_hidden_layers:
         raise CheckpointError(
             f"config.json has num_hidden_layers {num_hidden_layers}, but the weights are of {len(layers)} layers."

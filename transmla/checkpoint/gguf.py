@@ -18,6 +18,7 @@ from typing import Any
 
 from transmla.checkpoint.companions import find_licences
 from transmla.checkpoint.folder import find_file
+from transmla.checkpoint.gguf_metadata import check_metadata
 from transmla.checkpoint.publish import Staging
 from transmla.errors import BusyError, CheckpointError
 
@@ -69,6 +70,7 @@ def _dequantize(path: Path, output_dir: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    num_biases = check_metadata(path)
     with _quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -84,6 +86,12 @@ def _dequantize(path: Path, output_dir: Path) -> None:
         # What a file lacks, as one part of a split model does, has been filled with random numbers.
         if missing := report["missing_keys"]:
             raise CheckpointError(f"{path} lacks {len(missing)} tensors of the model, such as {min(missing)}.")
+        # What the class has no place for, its reader leaves out without a word.
+        if (read := sum(name.endswith(".bias") for name in model.state_dict())) != num_biases:
+            raise CheckpointError(
+                f"{path} holds {num_biases} biases, of which the {model.config.model_type} of transformers has {read}: "
+                "convert the safetensors checkpoint of this model."
+            )
         model.save_pretrained(output_dir)
         tokenizer.save_pretrained(output_dir)
     config = output_dir / "config.json"

@@ -19,10 +19,11 @@ from huggingface_hub.errors import (
 )
 
 from transmla.checkpoint.companions import COMPANIONS, LICENCES
-from transmla.checkpoint.layout import INDEX_FILE, TensorHeader, parse_dtype
+from transmla.checkpoint.contents import TELLING_FILES, no_safetensors
+from transmla.checkpoint.layout import INDEX_FILE, TensorHeader
 from transmla.errors import CheckpointError
 
-DESCRIPTION_FILES = ("config.json", INDEX_FILE, *COMPANIONS, *LICENCES)
+DESCRIPTION_FILES = ("config.json", INDEX_FILE, *TELLING_FILES, *COMPANIONS, *LICENCES)
 WEIGHT_FILES = ("*.safetensors",)
 # Other models and second copies of the weights that lie in the same repository.
 _FOREIGN_WEIGHT_FILES = ("*/*.safetensors", "consolidated*.safetensors")
@@ -57,7 +58,7 @@ def fetch_headers(repo_id: str, *, revision: str | None, token: str | None) -> d
         name: TensorHeader(
             name=name,
             shape=tuple(info.shape),
-            dtype=parse_dtype(info.dtype, tensor=name, file=file),
+            stored_as=info.dtype,
             file=file,
             offset=info.data_offsets[0],
         )
@@ -92,11 +93,3 @@ def _hub_failures(repo_id: str, revision: str | None) -> Iterator[None]:
             f"{repo_id} is neither a folder here nor a reachable model on the hub ({type(error).__name__}). "
             "Check the spelling and the connection."
         ) from error
-
-
-def no_safetensors(name: str) -> str:
-    """Say that ``name`` lacks weights that are safe to read, and how to get them."""
-    return (
-        f"{name} has no safetensors weights. Pickled ones (.bin, .pt, .pth) can run code when they are loaded and are "
-        "refused; load the model once where you trust it and write it with save_pretrained."
-    )

@@ -27,13 +27,24 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I16": torch.int16,
     "I32": torch.int32,
     "I64": torch.int64,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
+    "C64": torch.complex64,
 }
+# Types of which several numbers share a byte: known, so that files that hold them are read past, and never read.
+_BITS_OF_PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+#: Types in which a weight stands for itself, with no scale beside it.
+FLOATS = ("F16", "BF16", "F32", "F64")
 _SPELLINGS = {dtype: spelling for spelling, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -41,32 +52,46 @@ _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Where one stored tensor lies and what it is; ``offset`` counts bytes from the start of the file."""
+    """Where one stored tensor lies and what it is.
+
+    Attributes:
+        stored_as: safetensors' name of its type, one that is known.
+        offset: of its first byte from the start of the file.
+    """
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    stored_as: str
     file: str
     offset: int
+
+    def __post_init__(self) -> None:
+        """Refuse a type whose size nobody knows, with the sentence that all who read it would need."""
+        if self.stored_as not in DTYPES and self.stored_as not in _BITS_OF_PACKED:
+            raise self._unreadable()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the torch type.
+
+        Raises:
+            CheckpointError: torch has none.
+        """
+        if self.stored_as not in DTYPES:
+            raise self._unreadable()
+        return DTYPES[self.stored_as]
 
     @property
     def nbytes(self) -> int:
         """Return the size of the stored tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        bits = _BITS_OF_PACKED.get(self.stored_as) or 8 * DTYPES[self.stored_as].itemsize
+        return math.prod(self.shape) * bits // 8
 
-
-def parse_dtype(spelling: str, *, tensor: str, file: str) -> torch.dtype:
-    """Return the torch type of a safetensors type name.
-
-    Raises:
-        CheckpointError: a type that torch cannot hold as it is.
-    """
-    if spelling not in DTYPES:
-        raise CheckpointError(
-            f"Tensor {tensor} in {file} is stored as {spelling}; one of {', '.join(DTYPES)} is needed. "
-            "Convert from the unquantised checkpoint of this model."
+    def _unreadable(self) -> CheckpointError:
+        return CheckpointError(
+            f"Tensor {self.name} in {self.file} is stored as {self.stored_as}, and {', '.join(FLOATS)} can be read: "
+            "convert the full-precision checkpoint of this model."
         )
-    return DTYPES[spelling]
 
 
 def read_headers(path: Path) -> dict[str, TensorHeader]:
@@ -111,7 +136,9 @@ def _parse_entry(name: str, entry: dict[str, Any], file: str, data_start: int) -
     shape = tuple(entry["shape"])
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError("a size or an offset is not a natural number")
-    header = TensorHeader(name, shape, parse_dtype(entry["dtype"], tensor=name, file=file), file, data_start + begin)
+    if not isinstance(entry["dtype"], str):
+        raise TypeError("a type must be a name")
+    header = TensorHeader(name, shape, entry["dtype"], file, data_start + begin)
     if end - begin != header.nbytes:
         raise ValueError("the offsets do not span the shape")
     return header

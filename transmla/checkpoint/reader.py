@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from transmla.checkpoint.contents import no_weights
 from transmla.checkpoint.finite import check_finite
 from transmla.checkpoint.folder import find_file, read_json
 from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE, TensorHeader, read_headers
@@ -41,14 +42,18 @@ class CheckpointReader:
 
     headers: Mapping[str, TensorHeader]
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, headers: Mapping[str, TensorHeader] | None = None) -> None:
         """Read the index and the header of every shard, and no weights.
+
+        Args:
+            folder: of the model.
+            headers: what was read before, under the names that tensors are to be asked for by.
 
         Raises:
             CheckpointError: shards that are absent, truncated or outside the folder, or that contradict the index.
         """
         self.folder = folder
-        self.headers = MappingProxyType(_read_all_headers(folder))
+        self.headers = MappingProxyType(dict(_read_all_headers(folder) if headers is None else headers))
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
         """Make sure that every expected tensor is there with its shape; see ``check_headers``."""
@@ -96,7 +101,7 @@ def _read_all_headers(folder: Path) -> dict[str, TensorHeader]:
     if (folder / SINGLE_FILE).is_file():
         return read_headers(find_file(folder, SINGLE_FILE))
     if not (folder / INDEX_FILE).is_file():
-        raise CheckpointError(f"{folder} has no weights: {SINGLE_FILE} or {INDEX_FILE} is needed.")
+        raise CheckpointError(no_weights(str(folder), folder))
     weight_map = read_json(folder, INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{folder / INDEX_FILE} has no weight_map from tensors to shards.")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transmla.checkpoint.companions import LICENCES
+from transmla.checkpoint.contents import check_no_adapter, no_weights
 from transmla.checkpoint.folder import read_json
 from transmla.checkpoint.gguf import stage_gguf
-from transmla.checkpoint.hub import DESCRIPTION_FILES, WEIGHT_FILES, download, fetch_headers, no_safetensors
-from transmla.checkpoint.layout import TensorHeader
+from transmla.checkpoint.hub import DESCRIPTION_FILES, WEIGHT_FILES, download, fetch_headers
+from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE, TensorHeader
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.errors import CheckpointError, UsageError
 
@@ -52,7 +53,7 @@ def open_source(
 
     Raises:
         UsageError: revisions that contradict each other, or one for a local folder.
-        CheckpointError: no such model, not a model, or one without weights that are safe to read.
+        CheckpointError: no such model, not a model, an adapter, or one without weights that are safe to read.
     """
     local = Path(model).expanduser()
     if local.is_dir():
@@ -61,11 +62,12 @@ def open_source(
         source = Source(model, local)
     else:
         source = _open_hub(model, revision, token, _patterns(gguf_file, weights))
+    check_no_adapter(model, source.folder)
     if gguf_file is not None:
         return Source(model, stage_gguf(source.folder, gguf_file), source.repo_id, source.revision)
     _check_model_folder(source)
-    if weights and not any(source.folder.glob("*.safetensors")):
-        raise CheckpointError(no_safetensors(model))
+    if weights and not any((source.folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        raise CheckpointError(no_weights(model, source.folder))
     return source
 
 

@@ -116,6 +116,8 @@ def storage_dtype(
         UsageError: a type that cannot hold the result; what can.
     """
     dtype = reader.headers[spec.family.embedding].dtype if request.dtype == "auto" else _DTYPES[request.dtype]
+    if dtype == torch.float64:
+        dtype = torch.float32  # No model is computed in more.
     if dtype not in _DTYPES.values():
         raise CheckpointError(f"The weights are stored as {dtype}: convert a float32, bfloat16 or float16 one.")
     tiny = request.latent_norm == "neutral" or sizes.q_lora_rank is not None

@@ -6,14 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from transmla.arch.skeleton import Skeleton
-from transmla.arch.spec import AttentionSpec, describe, load_config
-from transmla.arch.stored import check_depth, left_over, stored_shapes
-from transmla.checkpoint.reader import check_headers
-from transmla.checkpoint.source import open_source, remote_headers
+from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName, InspectRequest, flag_name
 from transmla.convert.choices import check_possible, target_spec
 from transmla.convert.engines import ENGINES
+from transmla.convert.opened import open_model
 from transmla.convert.plan import engines_for
 from transmla.convert.sizes import choose_sizes
 from transmla.errors import UsageError
@@ -84,23 +81,16 @@ def inspect(request: InspectRequest) -> Inspection:
         UnsupportedModelError: it cannot be converted; the exact reason.
         CheckpointError: it is absent, incomplete or contradicts itself.
     """
-    source = open_source(
-        request.model, gguf_file=request.gguf_file, revision=request.revision, token=request.token, weights=False
-    )
-    config = load_config(source.folder)
-    spec = describe(config, max_position_embeddings=request.max_position_embeddings)
-    headers = remote_headers(source, token=request.token)
-    check_depth(spec, headers)
-    expected = stored_shapes(Skeleton(config).shapes, spec.family, headers, tied=config.tie_word_embeddings)
-    check_headers(headers, expected)
-    dtype = headers[spec.family.embedding].dtype
+    opened = open_model(request)
+    spec = opened.spec
+    dtype = opened.headers[spec.family.embedding].dtype
     token_bytes = dtype.itemsize * spec.num_hidden_layers
 
     return Inspection(
         model=request.model,
         family=spec.family.title,
         model_type=spec.model_type,
-        num_parameters=sum(shape.numel() for shape in expected.values()),
+        num_parameters=sum(shape.numel() for shape in opened.shapes.values()),
         dtype=str(dtype).removeprefix("torch."),
         num_hidden_layers=spec.num_hidden_layers,
         hidden_size=spec.hidden_size,
@@ -114,7 +104,7 @@ def inspect(request: InspectRequest) -> Inspection:
         kv_numbers_per_token_layer=spec.cache_numbers,
         kv_bytes_per_token=spec.cache_numbers * token_bytes,
         kv_bytes_in_context=spec.cache_numbers * token_bytes * request.context,
-        left_over=left_over(headers, expected, spec.family),
+        left_over=opened.left_over,
         engines=tuple(_verdict(spec, name) for name in ENGINES),
         candidates=tuple(_candidates(spec, token_bytes, request.context)),
     )

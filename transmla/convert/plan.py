@@ -15,21 +15,22 @@ from transformers import PretrainedConfig
 import transmla
 from transmla.arch.experts import DOWN, GATE_UP, Expert, ExpertNames, is_expert, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
-from transmla.arch.spec import AttentionSpec, describe, load_config
-from transmla.arch.stored import as_class_names, check_depth, left_over, stored_shapes
+from transmla.arch.spec import AttentionSpec
+from transmla.arch.stored import as_class_names, left_over
 from transmla.calibration.linear import PROJECTIONS, nearest_linear, token_costs
 from transmla.calibration.moments import AttentionWeights
 from transmla.calibration.stream import ResidualStream, SourceStream
 from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
-from transmla.checkpoint.source import Source, open_source
+from transmla.checkpoint.source import Source
 from transmla.config import ConvertRequest
 from transmla.convert.choices import check_method, choose_folds, storage_dtype, target_spec
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
 from transmla.convert.layer import Target
 from transmla.convert.memory import peak_memory
+from transmla.convert.opened import fetch_weights, open_model
 from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
@@ -312,26 +313,19 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     Raises:
         TransMLAError: the request cannot be carried out; which part, and what would do.
     """
-    source = open_source(request.model, gguf_file=request.gguf_file, revision=request.revision, token=request.token)
-    check_output(request.output_dir, source_folder=source.folder, overwrite=overwrite)
-    source_config = load_config(source.folder)
-    spec = describe(source_config, max_position_embeddings=request.max_position_embeddings)
-    spec = target_spec(request, spec)
+    opened = open_model(request)
+    check_output(request.output_dir, source_folder=opened.source.folder, overwrite=overwrite)
+    spec = target_spec(request, opened.spec)
     device = choose_device(request.device)
     if device.type == "mps":
         raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
     sizes = choose_sizes(request, spec)
     method = "exact" if request.exact else request.method
     check_method(request, spec, sizes, method)
-    reader = CheckpointReader(source.folder)
-    check_depth(spec, reader.headers)
-    skeleton = Skeleton(source_config)
-    tied = source_config.tie_word_embeddings
-    source_shapes = stored_shapes(skeleton.shapes, spec.family, reader.headers, tied=tied)
-    reader.check(source_shapes)
+    opened, reader = fetch_weights(opened, token=request.token)
     norm = NORMS[request.profile]
     dtype = storage_dtype(request, reader, spec, sizes)
-    config = target_config(source_config, spec, sizes, norm, dtype=dtype, exact=request.exact)
+    config = target_config(opened.config, spec, sizes, norm, dtype=dtype, exact=request.exact)
     # The stock class itself says which tensors a checkpoint of this config has.
     shapes = unpacked_shapes(Skeleton(load_target(config)).shapes, ExpertNames())
     tensors = [TensorPlan(name, tuple(shape), dtype) for name, shape in shapes.items()]
@@ -340,12 +334,12 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     check_free_space(request.output_dir.parent, needed)
     return ConversionPlan(
         request=request,
-        source=source,
-        source_config=source_config,
+        source=opened.source,
+        source_config=opened.config,
         spec=spec,
-        skeleton=skeleton,
+        skeleton=opened.skeleton,
         reader=reader,
-        source_shapes=source_shapes,
+        source_shapes=opened.shapes,
         device=device,
         method=method,
         sizes=sizes,
