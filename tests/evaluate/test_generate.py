@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transmla.config import GenerateRequest
 from transmla.errors import UsageError
 from transmla.evaluate.generate import generate, settle_sampling
+from transmla.evaluate.generation_config import Heard
 from transmla.evaluate.report import GenerationReport
 
 PROMPT = "The miller's daughter kept"
@@ -145,7 +146,7 @@ def test_the_seed_decides_what_is_drawn(pair):
 )
 def test_flags_win_over_the_model_s_own_sampling(given, flags, expected):
     request = GenerateRequest(model="m", prompt="p", **flags)
-    config = settle_sampling(request, GenerationConfig(max_length=9, **given), max_new_tokens=7)
+    config = settle_sampling(request, Heard(max_length=9, **given), max_new_tokens=7)
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == expected
     assert (config.max_length, config.max_new_tokens) == (None, 7)
 
@@ -160,7 +161,7 @@ def test_flags_win_over_the_model_s_own_sampling(given, flags, expected):
 )
 def test_flags_that_contradict_each_other(flags, message):
     with pytest.raises(UsageError, match=message):
-        settle_sampling(GenerateRequest(model="m", prompt="p", **flags), GenerationConfig(), max_new_tokens=7)
+        settle_sampling(GenerateRequest(model="m", prompt="p", **flags), Heard(), max_new_tokens=7)
 
 
 def test_an_empty_prompt_is_refused(pair):

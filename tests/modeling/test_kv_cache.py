@@ -37,7 +37,7 @@ def test_the_cache_that_is_handed_over_is_filled():
 def test_no_cache_is_told():
     with torch.inference_mode():
         output = latent_model()(some_ids(1, 9), use_cache=False)
-    with pytest.raises(UnsupportedModelError, match="keeps no KV cache .* holds logits"):
+    with pytest.raises(UnsupportedModelError, match=r"keeps no KV cache .* holds logits"):
         cache_of(output)
     with pytest.raises(UnsupportedModelError, match="Linear takes no KV cache"):
         cache_argument(nn.Linear(2, 2))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from importlib.metadata import version
@@ -20,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from transmla.calibration.tokens import check_known
 from transmla.errors import DataError, UsageError
 from transmla.evaluate.eval_report import TaskReport, TaskScore
+from transmla.evaluate.generation_config import read_settings
 from transmla.evaluate.results import Results
 from transmla.evaluate.subjects import Subject
 from transmla.progress import Progress, Silent
@@ -228,7 +232,24 @@ def run_task(
 def _answerer(subject: Subject, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=subject.model, tokenizer=tokenizer, batch_size=batch_size)
+    class Answerer(HFLM):  # type: ignore[misc]
+        """Has a model generate as its own config asks for, and looks at tokens before the model does."""
+
+        def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Any:
+            check_known(inps, vocab_size=vocab_size)
+            return super()._model_call(inps, *args, **kwargs)
+
+        def _model_generate(self, context: Tensor, *args: Any, **kwargs: Any) -> Any:
+            check_known(context, vocab_size=vocab_size)
+            while notes:
+                print(notes.pop(0), file=sys.stderr)
+            return super()._model_generate(context, *args, **kwargs)
+
+    vocab_size = subject.model.config.vocab_size
+    settings = read_settings(subject.found, vocab_size=vocab_size)
+    notes = list(settings.notes)
+    subject.model.generation_config = settings.config()
+    return Answerer(pretrained=subject.model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def _metrics(samples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
