@@ -142,11 +142,13 @@ def test_the_seed_decides_what_is_drawn(pair):
         ({"do_sample": True, "temperature": 0.6}, {"top_k": 5}, (True, 0.6, None, 5)),
         ({}, {"temperature": 0.8}, (True, 0.8, None, None)),
         ({}, {"do_sample": True}, (True, None, None, None)),
+        ({"do_sample": True, "temperature": 0.0, "top_k": 9}, {}, (False, None, None, None)),
+        ({"do_sample": True, "top_p": 0.5}, {"temperature": 1e-9}, (False, None, None, None)),
     ],
 )
 def test_flags_win_over_the_model_s_own_sampling(given, flags, expected):
     request = GenerateRequest(model="m", prompt="p", **flags)
-    config = settle_sampling(request, Heard(max_length=9, **given), max_new_tokens=7)
+    config = settle_sampling(request, Heard(max_length=9, **given), num_prompt_tokens=1, max_new_tokens=7)
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == expected
     assert (config.max_length, config.max_new_tokens) == (None, 7)
 
@@ -161,7 +163,7 @@ def test_flags_win_over_the_model_s_own_sampling(given, flags, expected):
 )
 def test_flags_that_contradict_each_other(flags, message):
     with pytest.raises(UsageError, match=message):
-        settle_sampling(GenerateRequest(model="m", prompt="p", **flags), Heard(), max_new_tokens=7)
+        settle_sampling(GenerateRequest(model="m", prompt="p", **flags), Heard(), num_prompt_tokens=1, max_new_tokens=7)
 
 
 def test_an_empty_prompt_is_refused(pair):

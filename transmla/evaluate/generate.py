@@ -53,8 +53,9 @@ def generate(
     check_known(tokens, vocab_size=config.vocab_size)
     room = request.max_new_tokens if context is None else min(request.max_new_tokens, context - tokens.shape[1])
     settings = read_settings(found, vocab_size=config.vocab_size)
-    decoding = settle_sampling(request, settings.heard, max_new_tokens=room)
-    notes = (*settings.notes, *overruled(request, settings.heard, num_prompt_tokens=tokens.shape[1], room=room))
+    lengths = {"num_prompt_tokens": tokens.shape[1], "max_new_tokens": room}
+    decoding = settle_sampling(request, settings.heard, **lengths)
+    notes = (*settings.notes, *overruled(request, settings.heard, **lengths))
     for note in notes:
         tell(note)
 
@@ -134,7 +135,9 @@ def render_prompt(request: GenerateRequest, tokenizer: PreTrainedTokenizerBase, 
         raise UsageError(f"The chat template of {request.model} refuses the prompt ({reason}): {remedy}.") from None
 
 
-def settle_sampling(request: GenerateRequest, heard: Heard, *, max_new_tokens: int) -> GenerationConfig:
+def settle_sampling(
+    request: GenerateRequest, heard: Heard, *, num_prompt_tokens: int, max_new_tokens: int
+) -> GenerationConfig:
     """Combine flags over the model's own generation_config.
 
     Raises:
@@ -142,24 +145,24 @@ def settle_sampling(request: GenerateRequest, heard: Heard, *, max_new_tokens: i
     """
     chosen = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k")}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    greedy = request.do_sample is False or chosen.get("temperature") == 0
-    if greedy and (idle := [name for name, value in chosen.items() if value != 0 or name != "temperature"]):
+    greedy = request.do_sample is False or _is_cold(chosen.get("temperature"))
+    if greedy and (idle := [name for name, value in chosen.items() if name != "temperature" or not _is_cold(value)]):
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise UsageError(f"Nothing is drawn with --no-do-sample or --temperature 0: drop it, or drop {flags}.")
     if greedy and request.do_sample:
         raise UsageError("--do-sample draws and --temperature 0 does not: drop one of them.")
-    own = heard.do_sample and heard.temperature != 0
-    values = heard.model_dump(exclude_none=True, exclude={"max_length", "stop_strings"})
+    own = heard.do_sample and not _is_cold(heard.temperature)
+    values = heard.model_dump(exclude_none=True, exclude={"max_length", "min_length", "stop_strings"})
     values["do_sample"] = not greedy and bool(request.do_sample or chosen or own)
     if not values["do_sample"]:
         values = {name: value for name, value in values.items() if name not in SAMPLING}
         chosen = {}
     if request.repetition_penalty is not None:
         values["repetition_penalty"] = request.repetition_penalty
-    if heard.min_new_tokens is not None:
-        values["min_new_tokens"] = min(heard.min_new_tokens, max_new_tokens)
-        # Of both, Transformers takes the one of the new tokens.
-        values.pop("min_length", None)
+    # Of both, Transformers takes the one of the new tokens, and warns of what is more than there will be.
+    least = heard.min_new_tokens if heard.min_new_tokens is not None else (heard.min_length or 0) - num_prompt_tokens
+    if least > 0:
+        values["min_new_tokens"] = min(least, max_new_tokens)
     values |= {
         **chosen,
         "max_new_tokens": max_new_tokens,
@@ -169,12 +172,12 @@ def settle_sampling(request: GenerateRequest, heard: Heard, *, max_new_tokens: i
     return GenerationConfig(**values)
 
 
-def overruled(request: GenerateRequest, heard: Heard, *, num_prompt_tokens: int, room: int) -> Iterator[str]:
+def overruled(request: GenerateRequest, heard: Heard, *, num_prompt_tokens: int, max_new_tokens: int) -> Iterator[str]:
     """Yield a line for each thing that a flag, or its default, or Transformers overrules."""
     length = None if heard.max_length is None else heard.max_length - num_prompt_tokens
     # Of both, Transformers takes the one of the new tokens.
     name, own = ("max_length", length) if heard.max_new_tokens is None else ("max_new_tokens", heard.max_new_tokens)
-    if own is not None and own < room:
+    if own is not None and own < max_new_tokens:
         value = getattr(heard, name)
         yield f"Set aside from {FILE}: {name} {value}, for --max-new-tokens is {request.max_new_tokens}."
     flags = (request.do_sample, request.temperature, request.top_p, request.top_k)
@@ -217,6 +220,11 @@ def _why_it_stopped(
         # A stop string may begin in the prompt, or be a token that is not shown.
         return "stop" if config.max_time is None else "time"
     return "length" if len(new_tokens) == max_new_tokens else "context"
+
+
+def _is_cold(temperature: float | None) -> bool:
+    # Logits divided by less are no numbers any more.
+    return temperature is not None and temperature < 1e-5
 
 
 def _listed(value: Any) -> list[Any]:

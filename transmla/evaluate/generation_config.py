@@ -21,37 +21,43 @@ from transmla.errors import CheckpointError
 FILE = "generation_config.json"
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Factor = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Token = Annotated[int, Field(ge=0)]
+# Within what arithmetic bears.
+Factor = Annotated[float, Field(ge=1e-4, le=1e4)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Length = Annotated[int, Field(ge=1, lt=2**31)]
+# Longer runs than a context has never come twice, and all of them would be looked for.
+Run = Annotated[int, Field(ge=0, le=2**20)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+End = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Words = Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+Word = Annotated[str, Field(min_length=1)]
 Biases = Annotated[list[tuple[Annotated[list[Token], Field(min_length=1)], float]], Field(min_length=1)]
 
 
 class Watermark(BaseModel):
     """A mark in what is written, by which it is known again."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     greenlist_ratio: Share = 0.25
     bias: float = 2.0
-    hashing_key: int = 15485863
+    hashing_key: Count = 15485863
     seeding_scheme: Literal["lefthash", "selfhash"] = "lefthash"
-    context_width: Annotated[int, Field(ge=1)] = 1
+    context_width: Length = 1
 
 
 class Heard(BaseModel):
     """The fields that are handed on, with what they may be; the lengths are weighed against the flag."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    max_length: Annotated[int, Field(ge=1)] | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_length: Length | None = None
+    max_new_tokens: Length | None = None
     min_length: Count | None = None
     min_new_tokens: Count | None = None
-    max_time: Factor | None = None
-    stop_strings: str | Annotated[list[str], Field(min_length=1)] | None = None
-    eos_token_id: int | list[int] | None = None
+    max_time: Annotated[float, Field(gt=0)] | None = None
+    stop_strings: Word | list[Word] | None = None
+    eos_token_id: End | list[End] | None = None
     forced_bos_token_id: Token | None = None
     forced_eos_token_id: Token | list[Token] | None = None
 
@@ -67,21 +73,21 @@ class Heard(BaseModel):
 
     repetition_penalty: Factor | None = None
     encoder_repetition_penalty: Factor | None = None
-    no_repeat_ngram_size: Count | None = None
-    encoder_no_repeat_ngram_size: Count | None = None
+    no_repeat_ngram_size: Run | None = None
+    encoder_no_repeat_ngram_size: Run | None = None
     bad_words_ids: Words | None = None
     sequence_bias: Biases | None = None
     suppress_tokens: list[Token] | None = None
     begin_suppress_tokens: list[Token] | None = None
     exponential_decay_length_penalty: tuple[Count, Factor] | None = None
-    guidance_scale: float | None = None
+    guidance_scale: Annotated[float, Field(ge=-1e4, le=1e4)] | None = None
     remove_invalid_values: bool | None = None
     renormalize_logits: bool | None = None
     watermarking_config: Watermark | None = None
 
     cache_implementation: Literal["dynamic", "static"] | None = None
     disable_compile: bool | None = None
-    prefill_chunk_size: Annotated[int, Field(ge=1)] | None = None
+    prefill_chunk_size: Length | None = None
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -168,15 +174,19 @@ def read_settings(model: Source, *, vocab_size: int) -> Settings:
         )
         known = Heard.model_fields.keys() | ASIDE.keys() | HARMLESS
         values = {name: value for name, value in {**inner, **values}.items() if name in known}
-    values = {name: value for name, value in values.items() if value is not None}
+    values = {name: value for name, value in values.items() if value is not None and value != []}
     where = f"{file} of {model.name}"
     aside = {name: value for name, value in values.items() if name in ASIDE and value not in ASIDE[name][0]}
     kept = {name: value for name, value in values.items() if name not in aside}
     if kept.get("cache_implementation") == "hybrid":
         del kept["cache_implementation"]
     try:
-        settings = Settings(Heard.model_validate(kept), tuple(_notes(model, aside, values, where)))
-        _check_tokens(settings.heard, vocab_size)
+        heard = Heard.model_validate(kept)
+        # What can never come ends nothing, and some penalties would look for its logit.
+        ends = [token for token in _tokens(heard.eos_token_id) if 0 <= token < vocab_size]
+        heard = heard.model_copy(update={"eos_token_id": ends or None})
+        settings = Settings(heard, tuple(_notes(model, aside, values, where)))
+        _check_tokens(heard, vocab_size)
         # Whether tokens are drawn is not settled yet, and values for that are no mistake.
         settings.config(do_sample=True)
     except ValidationError as error:
@@ -204,6 +214,8 @@ def _notes(model: Source, aside: Mapping[str, Any], values: Mapping[str, Any], w
 
 
 def _check_tokens(heard: Heard, vocab_size: int) -> None:
+    if heard.exponential_decay_length_penalty and not heard.eos_token_id:
+        raise ValueError("exponential_decay_length_penalty needs an eos_token_id, and there is none")
     for name in ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "sequence_bias"):
         for token in _tokens(getattr(heard, name)):
             if token >= vocab_size:

@@ -232,7 +232,7 @@ def run_task(
 def _answerer(subject: Subject, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    class Answerer(HFLM):  # type: ignore[misc]
+    class Answerer(HFLM):
         """Has a model generate as its own config asks for, and looks at tokens before the model does."""
 
         def _model_call(self, inps: Tensor, *args: Any, **kwargs: Any) -> Any:
