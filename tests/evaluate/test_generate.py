@@ -102,6 +102,54 @@ def test_a_template_that_refuses(pair, tmp_path):
         ask(str(folder), system="Be brief.")
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0].content + 3 }}", "str"),
+        ("{{ messages[7].content.x }}", "no element 7|undefined"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages[0]['content'].strip(5) }}", "strip"),
+    ],
+)
+def test_a_template_that_fails(pair, tmp_path, template, reason):
+    shutil.copytree(pair[0], folder := tmp_path / "broken")
+    (folder / "chat_template.jinja").write_text(template)
+    message = rf"The chat template of .*broken refuses the prompt \(.*({reason}).*\): pass --no-chat-template\."
+    with pytest.raises(UsageError, match=message):
+        ask(str(folder))
+    assert ask(str(folder), max_new_tokens=2, no_chat_template=True).num_new_tokens == 2
+
+
+def test_several_templates_and_none_is_the_default(pair, tmp_path):
+    shutil.copytree(pair[0], folder := tmp_path / "named")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()
+    tokenizer.chat_template = {"tool_use": "{{ messages[0].content }}", "rag": "x"}
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UsageError, match=r"named has several chat templates \(.*tool_use.*\), .*: pass --no-chat-temp"):
+        ask(str(folder))
+    assert ask(str(folder), max_new_tokens=2, no_chat_template=True).prompt == PROMPT
+    tokenizer.chat_template = {"default": "so: {{ messages[0].content }}", "rag": "x"}
+    tokenizer.save_pretrained(folder)
+    assert ask(str(folder), max_new_tokens=2).prompt == f"so: {PROMPT}"
+
+
+def test_a_prompt_without_tokens_is_refused(pair, tmp_path):
+    shutil.copytree(pair[0], folder := tmp_path / "silent")
+    (folder / "chat_template.jinja").write_text(" {#- nothing -#} ")
+    with pytest.raises(UsageError, match="The prompt has no tokens, as the tokenizer reads it"):
+        ask(str(folder))
+
+
+def test_a_text_begins_once(pair):
+    """Though the prompt has the token already that the tokenizer puts in front."""
+    report = ask(pair[0], no_chat_template=True, max_new_tokens=10)
+    request = GenerateRequest(model=pair[0], prompt=f"<s>{PROMPT}", no_chat_template=True, max_new_tokens=10)
+    again = generate(request, write=lambda piece: None)
+    assert (again.text, again.num_prompt_tokens) == (report.text, report.num_prompt_tokens)
+
+
 def test_it_stops_where_the_text_ends(pair, tmp_path):
     whole = ask(pair[0], max_new_tokens=12)
     model = AutoModelForCausalLM.from_pretrained(pair[0]).eval()

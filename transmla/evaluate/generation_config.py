@@ -95,7 +95,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "eps
 IDLE = {"temperature": 1, "top_k": 50, "top_p": 1, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 
 _ONE_BY_ONE = "tokens are decoded one by one"
-_BEAMS = "the text is shown as it comes, and beams would be chosen from at its end"
+_BEAMS = "one text is followed from its start, without others to choose from at its end"
 _ONE_TEXT = "one text is written"
 _GONE = "transformers has no such decoding any more"
 _CACHE = "the cache is an ordinary one, with which the text is that of the model itself"
