@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transmla.config import GenerateRequest
 from transmla.errors import UsageError
 from transmla.evaluate.generate import generate, settle_sampling
+from transmla.evaluate.generation_config import Heard
 from transmla.evaluate.report import GenerationReport
 
 PROMPT = "The miller's daughter kept"
@@ -101,6 +102,54 @@ def test_a_template_that_refuses(pair, tmp_path):
         ask(str(folder), system="Be brief.")
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0].content + 3 }}", "str"),
+        ("{{ messages[7].content.x }}", "no element 7|undefined"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages[0]['content'].strip(5) }}", "strip"),
+    ],
+)
+def test_a_template_that_fails(pair, tmp_path, template, reason):
+    shutil.copytree(pair[0], folder := tmp_path / "broken")
+    (folder / "chat_template.jinja").write_text(template)
+    message = rf"The chat template of .*broken refuses the prompt \(.*({reason}).*\): pass --no-chat-template\."
+    with pytest.raises(UsageError, match=message):
+        ask(str(folder))
+    assert ask(str(folder), max_new_tokens=2, no_chat_template=True).num_new_tokens == 2
+
+
+def test_several_templates_and_none_is_the_default(pair, tmp_path):
+    shutil.copytree(pair[0], folder := tmp_path / "named")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()
+    tokenizer.chat_template = {"tool_use": "{{ messages[0].content }}", "rag": "x"}
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UsageError, match=r"named has several chat templates \(.*tool_use.*\), .*: pass --no-chat-temp"):
+        ask(str(folder))
+    assert ask(str(folder), max_new_tokens=2, no_chat_template=True).prompt == PROMPT
+    tokenizer.chat_template = {"default": "so: {{ messages[0].content }}", "rag": "x"}
+    tokenizer.save_pretrained(folder)
+    assert ask(str(folder), max_new_tokens=2).prompt == f"so: {PROMPT}"
+
+
+def test_a_prompt_without_tokens_is_refused(pair, tmp_path):
+    shutil.copytree(pair[0], folder := tmp_path / "silent")
+    (folder / "chat_template.jinja").write_text(" {#- nothing -#} ")
+    with pytest.raises(UsageError, match="The prompt has no tokens, as the tokenizer reads it"):
+        ask(str(folder))
+
+
+def test_a_text_begins_once(pair):
+    """Though the prompt has the token already that the tokenizer puts in front."""
+    report = ask(pair[0], no_chat_template=True, max_new_tokens=10)
+    request = GenerateRequest(model=pair[0], prompt=f"<s>{PROMPT}", no_chat_template=True, max_new_tokens=10)
+    again = generate(request, write=lambda piece: None)
+    assert (again.text, again.num_prompt_tokens) == (report.text, report.num_prompt_tokens)
+
+
 def test_it_stops_where_the_text_ends(pair, tmp_path):
     whole = ask(pair[0], max_new_tokens=12)
     model = AutoModelForCausalLM.from_pretrained(pair[0]).eval()
@@ -141,11 +190,13 @@ def test_the_seed_decides_what_is_drawn(pair):
         ({"do_sample": True, "temperature": 0.6}, {"top_k": 5}, (True, 0.6, None, 5)),
         ({}, {"temperature": 0.8}, (True, 0.8, None, None)),
         ({}, {"do_sample": True}, (True, None, None, None)),
+        ({"do_sample": True, "temperature": 0.0, "top_k": 9}, {}, (False, None, None, None)),
+        ({"do_sample": True, "top_p": 0.5}, {"temperature": 1e-9}, (False, None, None, None)),
     ],
 )
 def test_flags_win_over_the_model_s_own_sampling(given, flags, expected):
     request = GenerateRequest(model="m", prompt="p", **flags)
-    config = settle_sampling(request, GenerationConfig(max_length=9, **given), max_new_tokens=7)
+    config = settle_sampling(request, Heard(max_length=9, **given), num_prompt_tokens=1, max_new_tokens=7)
     assert (config.do_sample, config.temperature, config.top_p, config.top_k) == expected
     assert (config.max_length, config.max_new_tokens) == (None, 7)
 
@@ -160,7 +211,7 @@ def test_flags_win_over_the_model_s_own_sampling(given, flags, expected):
 )
 def test_flags_that_contradict_each_other(flags, message):
     with pytest.raises(UsageError, match=message):
-        settle_sampling(GenerateRequest(model="m", prompt="p", **flags), GenerationConfig(), max_new_tokens=7)
+        settle_sampling(GenerateRequest(model="m", prompt="p", **flags), Heard(), num_prompt_tokens=1, max_new_tokens=7)
 
 
 def test_an_empty_prompt_is_refused(pair):

@@ -73,7 +73,7 @@ def test_a_copy_says_everything_twice():
 
 def test_words_are_words():
     tokenizer = tiny_tokenizer()
-    words = whole_words(tokenizer)
+    words = whole_words(tokenizer, vocab_size=len(tokenizer))
     assert len(words) > 50
     assert not set(words) & set(tokenizer.all_special_ids)
 
@@ -87,7 +87,7 @@ def test_looking_back_is_judged_at_every_length_and_depth(folders):
     model = AutoModelForCausalLM.from_pretrained(folders / "source").eval()
     for cell in report.contexts:
         trials = [
-            copy_trial(whole_words(tokenizer), length=cell.length, seed=seed)
+            copy_trial(whole_words(tokenizer, vocab_size=len(tokenizer)), length=cell.length, seed=seed)
             if cell.depth is None
             else needle_trial(tokenizer, length=cell.length, depth=cell.depth, seed=seed)
             for seed in range(2)

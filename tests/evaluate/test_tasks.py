@@ -4,14 +4,18 @@ import copy
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
+from rich.console import Console
+from transformers import GenerationMixin
 from transformers.utils import logging
 
-from transmla.cli.progress import choose_progress
+from transmla.cli.progress import Bars, choose_progress
 from transmla.config import EvalRequest
 from transmla.errors import DataError, UsageError
 from transmla.evaluate.run import evaluate
@@ -159,6 +163,35 @@ def test_what_is_known_is_not_asked_again(folders, files, monkeypatch):
         assert evaluate(request) == first
         with pytest.raises(pytest.fail.Exception):
             evaluate(request.model_copy(update={"limit": 6}))
+
+
+def test_a_generating_task_hears_what_generate_hears(folders, tmp_path, capsys):
+    """One answer for each item, by the model's own penalties; and what is set aside is told once for each model."""
+    items = [{"question": f"Line {number}: the", "answer": "x"} for number in range(3)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    task = tmp_path / "write.yaml"
+    task.write_text(
+        f"task: write\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'items.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
+        "generation_kwargs: {until: ['@@'], max_gen_toks: 6}\nmetric_list:\n  - metric: exact_match\n"
+    )
+    for name in ("source", "converted"):
+        shutil.copytree(folders / name, tmp_path / name)
+        asked = {"num_beams": 3, "num_return_sequences": 2, "use_cache": False, "suppress_tokens": [5]}
+        (tmp_path / name / "generation_config.json").write_text(json.dumps(asked))
+    seen = {}
+    generate = GenerationMixin.generate
+
+    def watched(model, *args, **kwargs):
+        output = generate(model, *args, **kwargs)
+        seen[type(model).__name__] = (len(output), model.generation_config.suppress_tokens)
+        return output
+
+    with patch.object(GenerationMixin, "generate", watched):
+        report = evaluate(ask(tmp_path, task), progress=Bars(Console(stderr=True)))
+    assert [task.metric for task in report.tasks] == ["exact_match"]
+    assert seen == {"LlamaForCausalLM": (1, [5]), "DeepseekV3ForCausalLM": (1, [5])}
+    assert capsys.readouterr().err.count("Set aside from generation_config.json of") == 2 * 3
 
 
 def test_a_quiet_evaluation_is_quiet(folders, files, capsys):

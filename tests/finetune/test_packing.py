@@ -64,6 +64,12 @@ def test_rows_are_documents_with_an_end(tokenizer, tmp_path):
     assert all(all(document.learnt) for document in documents)
 
 
+def test_a_text_that_is_laid_out_already_begins_and_ends_once(tokenizer, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "<s>The wheel.</s>"}])
+    [document] = read_documents(path, tokenizer)
+    assert tokenizer.decode(document.tokens) == "<s>The wheel.</s>"
+
+
 def test_a_text_file_is_one_stream(tokenizer, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     documents = list(read_documents(str(tmp_path / "text.txt"), tokenizer))

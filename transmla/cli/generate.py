@@ -45,10 +45,15 @@ def generate_text(
     from transmla.evaluate.generate import generate
 
     choose_progress(quiet=quiet)
+
+    def tell(note: str) -> None:
+        if not quiet:
+            print(note, file=sys.stderr)
+
     if as_json:
-        print(generate(request, write=lambda piece: None).model_dump_json(indent=2))
+        print(generate(request, write=lambda piece: None, tell=tell).model_dump_json(indent=2))
         return
-    report = generate(request, write=lambda piece: print(piece, end="", flush=True))
+    report = generate(request, write=lambda piece: print(piece, end="", flush=True), tell=tell)
     print()
     if not quiet:
         print(summary(report), file=sys.stderr)

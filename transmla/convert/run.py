@@ -13,6 +13,7 @@ from torch import Tensor
 
 import transmla
 from transmla.calibration.text import load_tokenizer, mixed_windows, open_documents
+from transmla.calibration.tokens import check_known
 from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
 from transmla.checkpoint.publish import Staging
@@ -138,10 +139,7 @@ def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
         num_windows=request.num_windows + request.num_heldout_windows,
         seed=request.seed,
     )
-    if windows.max() >= plan.spec.vocab_size:
-        raise DataError(
-            f"The tokenizer gives token {windows.max()}, but the model has only {plan.spec.vocab_size} embeddings."
-        )
+    check_known(windows, vocab_size=plan.spec.vocab_size)
     return windows
 
 

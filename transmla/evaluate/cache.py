@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
+from transmla.errors import UnsupportedModelError
 from transmla.modeling.kv_cache import cache_of
 
 
@@ -21,21 +23,42 @@ class CacheUse:
 
 @torch.inference_mode()
 def measure_cache(model: PreTrainedModel) -> CacheUse:
-    """Run two short prompts and count what the longer one leaves in the cache beyond the shorter one.
+    """Run a short prompt and look at what it leaves in the cache.
 
-    The difference drops whatever a cache layer holds whether or not there are tokens.
+    Raises:
+        UnsupportedModelError: nothing.
     """
-    num_tokens = 4
-    short, long = _cached_tensors(model, num_tokens), _cached_tensors(model, 2 * num_tokens)
-    num_layers = model.config.num_hidden_layers
-    num_bytes = sum(tensor.nbytes for tensor in long) - sum(tensor.nbytes for tensor in short)
-    numbers = sum(tensor.numel() for tensor in long) - sum(tensor.numel() for tensor in short)
-    return CacheUse(num_bytes // num_tokens, numbers / num_tokens / num_layers)
+    prompt = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    return use_of_cache(cache_of(model.get_decoder()(input_ids=prompt, use_cache=True)), model.config)
 
 
-def _cached_tensors(model: PreTrainedModel, num_tokens: int) -> list[Tensor]:
-    prompt = torch.arange(num_tokens, device=model.device)[None] % model.config.vocab_size
-    return cached_tensors(cache_of(model.get_decoder()(input_ids=prompt, use_cache=True)))
+def use_of_cache(cache: Cache, config: PreTrainedConfig) -> CacheUse:
+    """Return what one token takes in a cache that a model has filled.
+
+    It is the size of the places for tokens, and not how many there are: a static cache has room for more tokens than
+    have come, and a sliding window has let some of them go.
+
+    Raises:
+        UnsupportedModelError: there is no place for a token.
+    """
+    places = [place for layer in cache.layers for place in _places(layer)]
+    if not places:
+        raise UnsupportedModelError(
+            f"{type(cache).__name__} holds no keys and values after tokens have been read: this version of "
+            "transformers, or this model, keeps them elsewhere, and what a token takes cannot be measured."
+        )
+    numbers = [place.numel() // (place.shape[0] * place.shape[-2]) for place in places]
+    num_bytes = sum(number * place.itemsize for number, place in zip(numbers, places, strict=True))
+    return CacheUse(num_bytes, sum(numbers) / config.num_hidden_layers)
+
+
+def _places(layer: CacheLayerMixin) -> list[Tensor]:
+    """Return the tensors of a layer whose last axis but one is that of the tokens, as that of the keys is."""
+    keys = getattr(layer, "keys", None)
+    if not isinstance(keys, Tensor) or keys.dim() < 3 or not keys.shape[-2]:
+        return []
+    tensors = [tensor for tensor in vars(layer).values() if isinstance(tensor, Tensor)]
+    return [tensor for tensor in tensors if tensor.dim() >= 3 and tensor.shape[-2] == keys.shape[-2]]
 
 
 def cached_tensors(cache: Cache) -> list[Tensor]:

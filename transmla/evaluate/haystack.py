@@ -17,6 +17,7 @@ import numpy
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from transmla.calibration.tokens import check_known
 from transmla.errors import UsageError
 from transmla.evaluate.eval_report import ContextReport, ContextScore, Kind
 from transmla.evaluate.passages import Passages
@@ -87,9 +88,14 @@ def copy_trial(words: Sequence[int], *, length: int, seed: int) -> Trial:
     return Trial((*half, *half), length // 2 - 1)
 
 
-def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that are a word of letters with a space before it, or where there are few, all plain ones."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
+def whole_words(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> list[int]:
+    """Return the tokens that are a word of letters with a space before it, or where there are few, all plain ones.
+
+    A tokenizer may have more tokens than the model has rows for.
+    """
+    texts = tokenizer.batch_decode(
+        [[token] for token in range(min(len(tokenizer), vocab_size))], skip_special_tokens=True
+    )
     words = [token for token, text in enumerate(texts) if text[:1] == " " and text[1:].isascii() and text[1:].isalpha()]
     plain = [token for token, text in enumerate(texts) if text.strip()]
     return words if len(words) >= 100 else plain
@@ -105,6 +111,7 @@ class ContextPart:
         tokenizer: PreTrainedTokenizerBase,
         *,
         results: Results,
+        vocab_size: int,
         lengths: Sequence[int],
         num_depths: int,
         num_trials: int,
@@ -115,6 +122,7 @@ class ContextPart:
         Args:
             tokenizer: of the models.
             results: where what is known lies.
+            vocab_size: of the models.
             lengths: tokens of the texts.
             num_depths: depths at which needles are hidden, evenly from start to end.
             num_trials: texts of each kind.
@@ -122,7 +130,7 @@ class ContextPart:
         """
         self._results, self._batch_size = results, batch_size
         depths = [number / max(1, num_depths - 1) for number in range(num_depths)]
-        words, seeds = whole_words(tokenizer), range(num_trials)
+        words, seeds = whole_words(tokenizer, vocab_size=vocab_size), range(num_trials)
         self._cells: dict[tuple[Kind, int, float | None], list[Trial]] = {}
         for length in lengths:
             for depth in depths:
@@ -130,6 +138,8 @@ class ContextPart:
                     needle_trial(tokenizer, length=length, depth=depth, seed=seed) for seed in seeds
                 ]
             self._cells["copy", length, None] = [copy_trial(words, length=length, seed=seed) for seed in seeds]
+        for trials in self._cells.values():
+            check_known(torch.tensor([trial.tokens for trial in trials]), vocab_size=vocab_size)
         self._found: list[tuple[str, list[Arrays]]] = []
 
     def measure(self, subject: Subject, progress: Progress) -> None:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from transmla.calibration.rows import has_rows, open_rows
 from transmla.calibration.text import choose_column, first_tokens, open_documents, read_text
+from transmla.calibration.tokens import encode_text
 from transmla.errors import DataError, UsageError
 
 
@@ -158,7 +159,7 @@ def _documents(
     cuts: list[tuple[Tensor, int]] = []
     num_tokens = num_bytes = 0
     for text in _texts(dataset, text_column):
-        tokens = torch.tensor(tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"])
+        tokens = torch.tensor(encode_text(text, tokenizer), dtype=torch.int64)
         if len(tokens) > 1:
             cuts += _slide(tokens, window, stride)
             num_tokens += len(tokens)

@@ -27,7 +27,8 @@ class Versions(Record):
 class GenerationReport(Record):
     """What a model said to one prompt, and what that took.
 
-    ``finish`` is why it stopped: a token that ends the text, the length asked for, or the end of the model's context.
+    ``finish`` is why it stopped: a token or a string that ends the text, the length asked for, the end of the model's
+    context, or the time that its generation config allows. ``notes`` are what was not heard of that config, and why.
     """
 
     model: str
@@ -35,7 +36,7 @@ class GenerationReport(Record):
     form: Form
     prompt: str
     text: str
-    finish: Literal["stop", "length", "context"]
+    finish: Literal["stop", "length", "context", "time"]
     sampled: bool
     num_prompt_tokens: int
     num_new_tokens: int
@@ -46,3 +47,4 @@ class GenerationReport(Record):
     dtype: str
     device: str
     versions: Versions
+    notes: tuple[str, ...] = ()

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from transmla.calibration.text import load_tokenizer
+from transmla.calibration.tokens import check_known
 from transmla.config import BenchRequest, ComparisonRequest, EvalRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
@@ -29,6 +31,7 @@ from transmla.evaluate.results import Results, open_results
 from transmla.evaluate.subjects import Subject
 from transmla.evaluate.tasks import TasksPart, check_tasks
 from transmla.evaluate.text import TextPart
+from transmla.modeling.load import read_config
 from transmla.progress import Progress, Silent
 
 PROMPT_TOKENS = 64
@@ -91,7 +94,10 @@ def _time(request: EvalRequest, progress: Progress) -> BenchReport:
 def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[Part]:
     tokenizer = load_tokenizer(source.found)
     shared: dict[str, Any] = {"results": results, "batch_size": request.batch_size}
+    vocab_size = read_config(source.found).vocab_size
     texts = {dataset: _read(dataset, request, tokenizer) for dataset in request.dataset}
+    for passages in texts.values():
+        check_known(torch.cat(passages.tokens), vocab_size=vocab_size)
     yield CostPart(results=results)
     for dataset, passages in texts.items():
         yield TextPart(dataset, protocol(request), passages, source=source, **shared)
@@ -102,6 +108,7 @@ def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[
     if request.contexts:
         yield ContextPart(
             tokenizer,
+            vocab_size=vocab_size,
             lengths=sorted(set(request.contexts)),
             num_depths=request.num_depths,
             num_trials=request.num_trials,

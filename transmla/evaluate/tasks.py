@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from importlib.metadata import version
@@ -20,10 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from transmla.errors import DataError, UsageError
+from transmla.calibration.tokens import check_known
+from transmla.errors import DataError, TransMLAError, UsageError
 from transmla.evaluate.eval_report import TaskReport, TaskScore
+from transmla.evaluate.generation_config import read_settings
 from transmla.evaluate.results import Results
 from transmla.evaluate.subjects import Subject
 from transmla.progress import Progress, Silent
@@ -217,6 +222,8 @@ def run_task(
                 bootstrap_iters=0,
                 task_manager=manager,
             )
+        except TransMLAError:
+            raise
         # Names that nobody knows, data sets that cannot be fetched: lm-eval and datasets fail in many ways.
         except Exception as error:
             reason = " ".join(str(error).split())
@@ -228,7 +235,29 @@ def run_task(
 def _answerer(subject: Subject, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=subject.model, tokenizer=tokenizer, batch_size=batch_size)
+    class Answerer(HFLM):
+        """Has a model generate as its own config asks for, and looks at tokens before the model does."""
+
+        def tok_encode(self, *args: Any, **kwargs: Any) -> list[int]:
+            tokens: list[int] = super().tok_encode(*args, **kwargs)
+            check_known(torch.tensor(tokens), vocab_size=vocab_size)
+            return tokens
+
+        def tok_batch_encode(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            tokens, mask = super().tok_batch_encode(*args, **kwargs)
+            check_known(tokens, vocab_size=vocab_size)
+            return tokens, mask
+
+        def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+            while notes:
+                print(notes.pop(0), file=sys.stderr)
+            return super()._model_generate(*args, **kwargs)
+
+    vocab_size = subject.model.config.vocab_size
+    settings = read_settings(subject.found, vocab_size=vocab_size)
+    notes = list(settings.notes)
+    subject.model.generation_config = settings.config()
+    return Answerer(pretrained=subject.model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def _metrics(samples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

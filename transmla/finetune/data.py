@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from transmla.calibration.tokens import check_known
 from transmla.config import FinetuneRequest
 from transmla.errors import DataError
 from transmla.finetune.documents import read_documents
@@ -37,12 +39,18 @@ class _Packed:
     dataset: str
     request: FinetuneRequest
     tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
     skip: int = 0
 
     def __iter__(self) -> Iterator[Row]:
         documents = read_documents(self.dataset, self.tokenizer, text_column=self.request.text_column)
-        pad = next(t for t in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if t is not None)
-        return islice(pack(documents, window=self.request.window, pad_token=pad), self.skip, None)
+        # A token for padding that was added to a tokenizer has no row in the model.
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        pad = next(token for token in candidates if token is not None and token < self.vocab_size)
+        for row in islice(pack(documents, window=self.request.window, pad_token=pad), self.skip, None):
+            # Of a stream, too, whose end is not read before the training.
+            check_known(torch.tensor(row.tokens), vocab_size=self.vocab_size)
+            yield row
 
 
 def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> Data:
@@ -54,7 +62,7 @@ def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, v
     heldout, train = [], []
     for number, dataset in enumerate(request.eval_dataset or request.dataset):
         share = len(range(number, request.num_eval_windows, len(request.eval_dataset or request.dataset)))
-        part = list(islice(_Packed(dataset, request, tokenizer), share))
+        part = list(islice(_Packed(dataset, request, tokenizer, vocab_size), share))
         if len(part) < share:
             raise DataError(
                 f"{dataset} has {len(part)} sequences of {request.window} tokens; {share} are to be held out: pass "
@@ -63,25 +71,20 @@ def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, v
         heldout.append(part)
     for number, dataset in enumerate(request.dataset):
         skip = 0 if request.eval_dataset else len(heldout[number])
-        train.append(_Packed(dataset, request, tokenizer, skip))
+        train.append(_Packed(dataset, request, tokenizer, vocab_size, skip))
     held = PackedDataset(chain.from_iterable(heldout))
     digest = hashlib.sha256(held.tokens.numpy().tobytes())
     if request.streaming:
         learnt: PackedDataset | StreamedDataset = StreamedDataset(train, seed=request.seed)
-        first = next(iter(train[0]), None)
-        largest = 0 if first is None else max(first.tokens)
-        empty = first is None
+        empty = next(iter(train[0]), None) is None
     else:
         learnt = PackedDataset(chain.from_iterable(train), first_index=len(held))
         empty = not len(learnt)
         if not empty:
             digest.update(learnt.tokens.numpy().tobytes())
-            largest = int(learnt.tokens.max())
     if empty:
         raise DataError(
             f"Nothing is left to learn from {', '.join(request.dataset)} once {request.num_eval_windows} sequences of "
             f"{request.window} tokens are held out: pass more text, or lower --num-eval-windows / --window."
         )
-    if (most := max(largest, int(held.tokens.max()))) >= vocab_size:
-        raise DataError(f"The tokenizer gives token {most}, but the model has only {vocab_size} embeddings.")
     return Data(learnt, held, digest.hexdigest())

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from transmla.calibration.rows import has_rows, open_rows
 from transmla.calibration.text import choose_column, read_text, token_stream
+from transmla.calibration.tokens import encode_text
 from transmla.errors import DataError
 
 _MESSAGES = "messages"
@@ -73,7 +74,7 @@ def read_documents(
 
 def _text(text: str, tokenizer: PreTrainedTokenizerBase) -> Document:
     # As the model is used to it: with the token that begins a text where the tokenizer has one, and the one that ends.
-    tokens = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+    tokens = encode_text(text, tokenizer)
     if tokenizer.eos_token_id is not None and tokens[-1:] != [tokenizer.eos_token_id]:
         tokens = [*tokens, tokenizer.eos_token_id]
     return Document(tokens, [True] * len(tokens))

@@ -95,7 +95,8 @@ class Training:
             return NoTeaching()
         device = self.arguments.device if request.teacher_device == "auto" else choose_device(request.teacher_device)
         with _whole_models(self.arguments):
-            model = load_model(prepared.teacher, dtype=teacher_dtype(request, self.arguments), device=device)
+            dtype = teacher_dtype(request, self.arguments)
+            model = load_model(prepared.teacher, dtype=dtype, device=device, flag="--teacher-dtype")
         teacher = Teacher(model, match_attention=request.attention_weight > 0)
         self.stream = math.sqrt(_stream_eps(self.model) / teacher.stream_eps)
         if request.teacher_top_k is None:
