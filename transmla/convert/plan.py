@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +25,15 @@ from transmla.checkpoint.publish import check_free_space, check_output, reserved
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import ConvertRequest
-from transmla.convert.choices import check_method, choose_folds, storage_dtype, target_spec
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
 from transmla.convert.layer import Target
-from transmla.convert.memory import peak_memory
-from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine
+from transmla.convert.memory import LIBRARIES, Footprint
+from transmla.convert.settle import settle
+from transmla.convert.sizes import MLASizes, dictating, engines_for
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
-from transmla.errors import UsageError
+from transmla.errors import OutputError, UsageError
 
 
 class Prediction(BaseModel):
@@ -51,7 +51,14 @@ class Prediction(BaseModel):
 
 
 class PlanSummary(BaseModel):
-    """What is about to happen, for people and programs; ``left_over`` names tensors that are not converted."""
+    """What is about to happen, for people and programs.
+
+    Attributes:
+        share: numbers that will be cached, as a share of the source's.
+        peak_memory_bytes: of the whole process; ``library_memory_bytes`` of them it takes whatever it converts.
+        left_over: names of tensors that are not converted.
+        warnings: what may not be as it was meant, a sentence each.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,15 +74,18 @@ class PlanSummary(BaseModel):
     dtype: str
     source_numbers_per_token_layer: int
     numbers_per_token_layer: int
+    share: float
     source_kv_bytes_per_token: int
     kv_bytes_per_token: int
     num_layers: int
     num_shards: int
     output_bytes: int
     peak_memory_bytes: int
+    library_memory_bytes: int
     engines: tuple[str, ...]
     predictions: tuple[Prediction, ...] = ()
     left_over: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +271,6 @@ class ConversionPlan:
         """Put the plan in figures."""
         spec, sizes = self.spec, self.sizes
         cache_bytes = self.dtype.itemsize * spec.num_hidden_layers
-        layer = {tensor.name: tensor.shape for tensor in self.layer_tensors(0)}
         return PlanSummary(
             model=self.source.name,
             family=spec.family.title,
@@ -275,16 +284,58 @@ class ConversionPlan:
             dtype=str(self.dtype).removeprefix("torch."),
             source_numbers_per_token_layer=spec.cache_numbers,
             numbers_per_token_layer=sizes.cache_numbers,
+            share=sizes.cache_numbers / spec.cache_numbers,
             source_kv_bytes_per_token=spec.cache_numbers * cache_bytes,
             kv_bytes_per_token=sizes.cache_numbers * cache_bytes,
             num_layers=spec.num_hidden_layers,
             num_shards=len(self.shards),
             output_bytes=sum(shard.nbytes for shard in self.shards),
-            peak_memory_bytes=peak_memory(self.request, spec, layer, with_text=self.needs_text),
+            peak_memory_bytes=self.footprint.peak,
+            library_memory_bytes=LIBRARIES,
             engines=tuple(engines_for(sizes, spec, self.request)),
             predictions=self.predictions,
             left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
+            warnings=tuple(self._warnings()),
         )
+
+    @property
+    def footprint(self) -> Footprint:
+        """What decides how much memory the conversion takes."""
+        return Footprint(
+            request=self.request,
+            spec=self.spec,
+            sizes=self.sizes,
+            layer={tensor.name: tensor.shape for tensor in self.layer_tensors(0)},
+            method=self.method,
+            stored=self.reader.headers[self.spec.family.embedding].dtype,
+            dtype=self.dtype,
+            with_text=self.needs_text,
+            # Of several splits that have been compared, one has been taken since.
+            scales=self.residual != 1,
+            predicts=self.request.kv_ratio is not None or len(self.predictions) > 1,
+        )
+
+    def check_space(self) -> None:
+        """Make sure that the output fits on its disk, what an interrupted run has left there counted.
+
+        Raises:
+            OutputError: it does not.
+        """
+        needed = sum(shard.nbytes for shard in self.shards) - reserved_bytes(self.request.output_dir)
+        check_free_space(self.request.output_dir.parent, needed)
+
+    def _warnings(self) -> Iterator[str]:
+        if self.request.kv_ratio is not None and (names := dictating(self.request.engine)):
+            share = self.sizes.cache_numbers / self.spec.cache_numbers
+            sizes = sorted({cache for name in names for cache in ENGINES[name].caches})
+            yield (
+                f"The cache will be {share:.1%} of the source's, not the {self.request.kv_ratio:.1%} of --kv-ratio: "
+                f"{' and '.join(names)} take no other sizes than {', '.join(f'{a} + {b}' for a, b in sizes)}."
+            )
+        try:
+            self.check_space()
+        except OutputError as error:
+            yield str(error)
 
 
 def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:
@@ -297,28 +348,22 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     check_output(request.output_dir, source_folder=source.folder, overwrite=overwrite)
     source_config = load_config(source.folder)
     spec = describe(source_config, max_position_embeddings=request.max_position_embeddings)
-    spec = target_spec(request, spec)
     device = choose_device(request.device)
     if device.type == "mps":
         raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
-    sizes = choose_sizes(request, spec)
-    method = "exact" if request.exact else request.method
-    check_method(request, spec, sizes, method)
     reader = CheckpointReader(source.folder)
     check_depth(spec, reader.headers)
     skeleton = Skeleton(source_config)
     tied = source_config.tie_word_embeddings
     source_shapes = stored_shapes(skeleton.shapes, spec.family, reader.headers, tied=tied)
     reader.check(source_shapes)
-    norm = NORMS[request.profile]
-    dtype = storage_dtype(request, reader, spec, sizes)
+    choices = settle(request, spec, stored=reader.headers[spec.family.embedding].dtype)
+    spec, sizes, dtype, norm = choices.spec, choices.sizes, choices.dtype, NORMS[request.profile]
     config = target_config(source_config, spec, sizes, norm, dtype=dtype, exact=request.exact)
     # The stock class itself says which tensors a checkpoint of this config has.
     shapes = unpacked_shapes(Skeleton(load_target(config)).shapes, ExpertNames())
     tensors = [TensorPlan(name, tuple(shape), dtype) for name, shape in shapes.items()]
     shards = plan_shards(tensors, max_shard_size=request.max_shard_size)
-    needed = sum(shard.nbytes for shard in shards) - reserved_bytes(request.output_dir)
-    check_free_space(request.output_dir.parent, needed)
     return ConversionPlan(
         request=request,
         source=source,
@@ -328,26 +373,12 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
         reader=reader,
         source_shapes=source_shapes,
         device=device,
-        method=method,
+        method=choices.method,
         sizes=sizes,
-        folds=choose_folds(request, spec, sizes),
+        folds=choices.folds,
         norm=norm,
         residual=residual_scale(spec.rms_norm_eps, norm),
         dtype=dtype,
         config=config,
         shards=shards,
     )
-
-
-def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> Sequence[str]:
-    """Return the engines that load a checkpoint of exactly these sizes."""
-    names = []
-    for name, engine in ENGINES.items():
-        if spec.keep_scaling and spec.rope_type not in engine.scaled_ropes:
-            continue
-        try:
-            if fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact) == sizes:
-                names.append(name)
-        except UsageError:
-            continue
-    return names
