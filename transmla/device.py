@@ -10,7 +10,6 @@ import torch
 
 from transmla.errors import UsageError
 
-
 # Bytes of a block that is given back as soon as it is freed.
 _LARGE = 2**25
 

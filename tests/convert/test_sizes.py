@@ -138,7 +138,7 @@ def _named(flags, engine):
         ),
         (
             {"kv_lora_rank": 60, "qk_rope_head_dim": 8},
-            r"60 \+ 8 is out of range \(the source caches only 64 numbers .*\): pass --kv-ratio 0.5 without --kv-lora-rank ",
+            r"60 \+ 8 is out of range \(the source caches only 64 numbers .*: pass --kv-ratio 0.5 without --kv-lora-",
         ),
         ({"kv_ratio": 0.05}, r"--kv-ratio 0.05 leaves 4 of 64 numbers per token, too few .*: pass --kv-ratio 0.125\."),
         (

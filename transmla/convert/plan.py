@@ -350,7 +350,7 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     spec = describe(source_config, max_position_embeddings=request.max_position_embeddings)
     device = choose_device(request.device)
     if device.type == "mps":
-        raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
+        raise UsageError("The mps device has no float64, which the moments need: pass --device cpu.")
     reader = CheckpointReader(source.folder)
     check_depth(spec, reader.headers)
     skeleton = Skeleton(source_config)
