@@ -86,11 +86,8 @@ def plain_pass(model: str, options: argparse.Namespace) -> dict[str, float]:
 
 def make_checkpoint(folder: Path, *, num_layers: int, hidden_size: int) -> None:
     """Write a random Llama with a tokenizer, and a text that it can be calibrated on beside it."""
-    import random
-
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -105,8 +102,17 @@ def make_checkpoint(folder: Path, *, num_layers: int, hidden_size: int) -> None:
         head_dim=64,
     )
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="32MB")
+    make_text(folder, vocab_size=VOCAB_SIZE)
 
-    words = [f"w{index}" for index in range(VOCAB_SIZE)]
+
+def make_text(folder: Path, *, vocab_size: int) -> None:
+    """Put a tokenizer into a model's folder, and a text of random words beside it."""
+    import random
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [f"w{index}" for index in range(vocab_size)]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)

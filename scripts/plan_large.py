@@ -54,12 +54,12 @@ MODELS: dict[str, PretrainedConfig] = {
 }
 
 
-def make_holes(folder: Path, config: PretrainedConfig) -> int:
-    """Write a checkpoint in bfloat16 whose weights are holes, and return the size that it says it has."""
+def make_holes(folder: Path, config: PretrainedConfig, *, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Write a checkpoint whose weights are holes, and return the size that it says it has."""
     config.save_pretrained(folder)
     read = load_config(folder)
     shapes = stored_shapes(Skeleton(read).shapes, describe(read).family, (), tied=False)
-    tensors = [TensorPlan(name, tuple(shape), torch.bfloat16) for name, shape in shapes.items()]
+    tensors = [TensorPlan(name, tuple(shape), dtype) for name, shape in shapes.items()]
     [shard] = plan_shards(tensors, max_shard_size=2**50)
     with (folder / SINGLE_FILE).open("wb") as file:
         file.write(shard.header)

@@ -10,6 +10,9 @@ import torch
 
 from transmla.errors import UsageError
 
+# Bytes of a block that is given back as soon as it is freed.
+_LARGE = 2**25
+
 
 def choose_device(name: str) -> torch.device:
     """Return the named device, or for ``auto`` the fastest one that is there.
@@ -24,23 +27,28 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     # PyTorch asserts, rather than raises, when it was built without the device's backend.
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(
-            f"The device {name!r} cannot be used here: pass --device auto, cpu, cuda, cuda:N or mps."
-        ) from None
+        raise UsageError(f"The device {name!r} cannot be used here: pass --device {' or '.join(_here())}.") from None
     return device
+
+
+def _here() -> list[str]:
+    """Return what can be used here."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["auto", "cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def reuse_memory() -> None:
     """Have this process keep what it frees for its next tensors, until :func:`trim_memory`.
 
     glibc maps every large block anew and gives it back when it is freed; the system then clears it page by page for
-    each activation, which takes a twentieth of a conversion's time on a CPU.
+    each activation, which takes a twentieth of a conversion's time on a CPU. The largest blocks are still given back:
+    clearing them takes little beside what is computed in them, and what lies between them would be held for nothing.
     """
     set_option = _from_libc("mallopt")
     if set_option is not None:
         # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h.
-        for option in (-1, -3):
-            set_option(option, 2**31 - 1)
+        set_option(-1, 2**31 - 1)
+        set_option(-3, _LARGE)
 
 
 def trim_memory() -> None:

@@ -15,10 +15,6 @@ class Progress(Protocol):
         """Open a task of ``total`` steps; the value is called with the number of steps just done."""
         ...
 
-    def tell(self, sentence: str) -> None:
-        """Tell what a person should know before the work is done; it stands in the result as well."""
-        ...
-
 
 class Silent:
     """Show nothing."""
@@ -27,6 +23,3 @@ class Silent:
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         """Open a task that nobody watches."""
         yield lambda steps: None
-
-    def tell(self, sentence: str) -> None:
-        """Tell nobody."""

@@ -59,15 +59,13 @@ def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path, family, ca
         "transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx",
     }  # fmt: skip
     assert any(way["exact"] for way in inspection["candidates"]) is (family != "qwen3")
-    text = ["--calibration", str(calibration_text), "--window", "64", "--num-windows", "4"]
+    text = {"FILE": str(calibration_text)}
 
     def plan(way):
-        flags = " ".join(way["flags"]).split()
-        if "--exact" in flags:
-            flags += text if family == "mixtral" else []
-        else:
-            # The published method predicts no errors, which would take longer than all else here.
-            flags += ["--method", "rorope", *text]
+        flags = [text.get(word, word) for word in " ".join(way["flags"]).split()]
+        flags += ["--window", "64", "--num-windows", "4"] if "--calibration" in flags else []
+        # The published method predicts no errors, which would take longer than all else here.
+        flags += [] if "--exact" in flags else ["--method", "rorope"]
         result = cli("convert", source, tmp_path / "out", *flags, "--dry-run", "--json")
         assert result.exit_code == 0, result.stderr
         return json.loads(result.stdout)

@@ -38,11 +38,3 @@ def test_quiet_is_silent(capsys):
 def test_both_keep_the_protocol():
     assert isinstance(Bars(), Progress)
     assert isinstance(Silent(), Progress)
-
-
-def test_what_a_person_should_know_is_a_line_on_stderr(capsys):
-    choose_progress(quiet=False).tell("a [long] sentence " * 10)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("Note: a [long] sentence a [long]")
-    assert len(said.err.splitlines()) == 1

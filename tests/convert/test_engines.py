@@ -12,8 +12,7 @@ from tests.convert.examples import make_request, make_spec
 from transmla.config import EngineName
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS
-from transmla.convert.plan import engines_for
-from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine
+from transmla.convert.sizes import MLASizes, choose_sizes, engines_for, fit_engine
 
 WIDE = make_spec(heads=32, kv_heads=8, head_dim=64, hidden=2048, layers=16)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.convert.examples import make_request, make_spec
-from transmla.config import ConvertRequest
+from transmla.config import ConvertRequest, InspectRequest
+from transmla.convert.candidates import Candidates
 from transmla.convert.engines import ENGINES
-from transmla.convert.inspect import _candidates
 from transmla.convert.sizes import MLASizes, choose_sizes, exact_sizes, freq_folds, rope_sizes
 from transmla.errors import UsageError
 
@@ -58,9 +59,10 @@ def test_every_ratio_is_met_or_refused(spec, ratio):
         sizes = choose_sizes(make_request(kv_ratio=ratio), spec)
     except UsageError as error:
         # What the refusal proposes is accepted.
-        least = float(re.search(r"use at least ([\d.e-]+)\.$", str(error))[1])
+        least = re.search(r"pass --kv-ratio ([\d.e-]+)\.$", str(error))
+        assume(least)  # a source of fewer than eight numbers has nothing to cut
+        least = float(least[1])
         assert ratio < least
-        assume(least <= 1)  # a source of fewer than eight numbers has nothing to cut
         sizes = choose_sizes(make_request(kv_ratio=least), spec)
         ratio = least
     assert abs(sizes.cache_numbers - ratio * spec.cache_numbers) <= 1
@@ -83,7 +85,8 @@ def test_every_rotary_size_of_the_range_can_be_shared_out(spec):
 @settings(deadline=None)
 @given(spec=specs)
 def test_every_proposal_of_inspect_is_accepted_again(spec):
-    proposals = list(_candidates(spec, token_bytes=4, context=100))
+    asked = InspectRequest.build(recipe=None, flags={"model": "m", "context": 100})
+    proposals = list(Candidates(asked, spec, torch.float32).candidates())
     assert proposals[0].flags == ("--exact",)
     for proposal in proposals:
         words = " ".join(proposal.flags).split()
@@ -109,10 +112,10 @@ def _named(flags, engine):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({}, r"sizes are missing: give --kv-lora-rank with --qk-rope-head-dim, or --kv-ratio, or --exact"),
+        ({}, r"sizes are missing: pass --kv-ratio 0\.5, or pass --exact\."),
         (
             {"kv_ratio": 0.5, "kv_lora_rank": 8, "qk_rope_head_dim": 4},
-            r"more than one way \(--kv-lora-rank/--qk-rope-head-dim and --kv-ratio\): keep one",
+            r"\(--kv-lora-rank/--qk-rope-head-dim and --kv-ratio\): drop --kv-ratio, or drop --kv-lora-rank and --qk-",
         ),
         ({"kv_ratio": 0.5, "exact": True}, r"more than one way \(--kv-ratio and --exact\)"),
         ({"kv_lora_rank": 8, "exact": True}, r"more than one way \(--kv-lora-rank/--qk-rope-head-dim and --exact\)"),
@@ -120,16 +123,28 @@ def _named(flags, engine):
             {"kv_ratio": 0.5, "kv_lora_rank": 8, "exact": True},
             r"\(--kv-lora-rank/--qk-rope-head-dim and --kv-ratio and --exact\)",
         ),
-        ({"kv_lora_rank": 8}, r"--kv-lora-rank and --qk-rope-head-dim belong together: give both, or --kv-ratio"),
+        (
+            {"kv_lora_rank": 8},
+            r"belong together: pass --qk-rope-head-dim 2, or pass --kv-ratio 0\.5 without --kv-lora-rank\.",
+        ),
         ({"qk_rope_head_dim": 8}, r"--kv-lora-rank and --qk-rope-head-dim belong together"),
-        ({"kv_lora_rank": 8, "qk_rope_head_dim": 7}, r"--qk-rope-head-dim 7 does not fit 2 heads of 16; nearest: 6 or"),
-        ({"kv_lora_rank": 8, "qk_rope_head_dim": 64}, r"64 does not fit 2 heads of 16; nearest: 30 or 32\."),
+        (
+            {"kv_lora_rank": 8, "qk_rope_head_dim": 7},
+            r"head-dim 7 does not fit 2 heads of 16: pass --qk-rope-head-dim 6, or",
+        ),
+        (
+            {"kv_lora_rank": 8, "qk_rope_head_dim": 64},
+            r"64 does not fit 2 heads of 16: pass --qk-rope-head-dim 30, or pass --qk-rope-head-dim 32\.",
+        ),
         (
             {"kv_lora_rank": 60, "qk_rope_head_dim": 8},
-            r"60 \+ 8 is out of range: the source caches only 64 numbers .* Ask for less, or for --exact",
+            r"60 \+ 8 is out of range \(the source caches only 64 numbers .*: pass --kv-ratio 0.5 without --kv-lora-",
         ),
-        ({"kv_ratio": 0.05}, r"--kv-ratio 0.05 leaves 4 of 64 numbers per token, too few .*: use at least 0.125\."),
-        ({"kv_ratio": 0.5, "q_lora_rank": 49}, r"--q-lora-rank 49 is out of range: the hidden size is 48"),
+        ({"kv_ratio": 0.05}, r"--kv-ratio 0.05 leaves 4 of 64 numbers per token, too few .*: pass --kv-ratio 0.125\."),
+        (
+            {"kv_ratio": 0.5, "q_lora_rank": 49},
+            r"--q-lora-rank 49 is out of range \(the hidden size is 48\): pass --q-lora-rank 48\.",
+        ),
     ],
 )
 def test_refusals(choices, message):
@@ -179,9 +194,9 @@ class TestEngines:
     @pytest.mark.parametrize("engine", ["vllm", "vllm-cpu", "sglang"])
     def test_other_sizes_are_refused_with_the_nearest(self, engine):
         nearest = {
-            "vllm": "--kv-lora-rank 256 --qk-rope-head-dim 64 or --kv-lora-rank 448 --qk-rope-head-dim 64",
+            "vllm": "--kv-lora-rank 256 --qk-rope-head-dim 64, or pass --kv-lora-rank 448 --qk-rope-head-dim 64",
         }.get(engine, "--kv-lora-rank 512 --qk-rope-head-dim 64")
-        with pytest.raises(UsageError, match=rf"does not take 200 \+ 64; nearest: {nearest}\.$"):
+        with pytest.raises(UsageError, match=rf"does not take 200 \+ 64: pass {nearest}\.$"):
             choose_sizes(make_request(kv_lora_rank=200, qk_rope_head_dim=64, engine=engine), WIDE)
 
     @pytest.mark.parametrize(
@@ -216,12 +231,16 @@ class TestEngines:
     @pytest.mark.parametrize("engine", ["transformers", "mlx"])
     def test_profile_mismatch(self, engine):
         title = ENGINES[engine].title
-        with pytest.raises(UsageError, match=f"{title} needs --profile portable, found quantizable"):
+        with pytest.raises(
+            UsageError, match=f"{title} does not compute --profile quantizable: pass --profile portable"
+        ):
             choose_sizes(make_request(kv_ratio=0.5, engine=engine, profile="quantizable"), make_spec())
 
     @pytest.mark.parametrize("engine", [name for name, engine in ENGINES.items() if not engine.free_grid])
     def test_exact_needs_a_grid_of_its_own(self, engine):
-        with pytest.raises(UsageError, match=r"every rotary slot a frequency of its own, .* or --kv-ratio"):
+        with pytest.raises(
+            UsageError, match=r"of its own, .*: pass --kv-ratio 0.5 without --exact, or pass --engine transf"
+        ):
             choose_sizes(make_request(exact=True, engine=engine), make_spec())
 
     def test_exact_for_transformers(self):

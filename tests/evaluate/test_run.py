@@ -49,9 +49,6 @@ class Listener:
 
         return Task()
 
-    def tell(self, sentence):
-        raise AssertionError(sentence)
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

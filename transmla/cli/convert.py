@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -66,9 +67,13 @@ def convert_model(
     reuse_memory()
     progress = choose_progress(quiet=quiet)
     if dry_run:
-        plan, _ = prepare(request, progress=progress, overwrite=overwrite)
+        plan, _ = prepare(request, progress=progress, overwrite=overwrite, tell=_warn)
         print(plan.summary.model_dump_json(indent=2)) if as_json else Console().print(plan_table(plan.summary))
         return
     with pushing(push_to_hub, request.output_dir, token=request.token):
-        report = convert(request, progress=progress, resume=resume, overwrite=overwrite)
+        report = convert(request, progress=progress, resume=resume, overwrite=overwrite, tell=_warn)
     print(report.model_dump_json(indent=2)) if as_json else Console().print(report_table(report))
+
+
+def _warn(line: str) -> None:
+    print(f"Warning: {line}", file=sys.stderr)

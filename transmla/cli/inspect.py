@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from transmla.cli.tables import facts_table, readable_bytes
+from transmla.cli.tables import facts_table, readable_bytes, share
 from transmla.config import InspectRequest
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ def inspect_model(
         print(inspection.model_dump_json(indent=2))
     else:
         Console().print(inspection_view(inspection))
+        ways = [verdict.command for verdict in inspection.engines] + [way.command for way in inspection.candidates]
+        print(
+            "Commands, where FILE is a text of yours", *map(command_lines, filter(None, dict.fromkeys(ways))), sep="\n"
+        )
 
 
 def inspection_view(inspection: Inspection) -> Group:
@@ -65,10 +71,12 @@ def inspection_view(inspection: Inspection) -> Group:
     engines.add_column("Engine", no_wrap=True)
     engines.add_column("Loads", no_wrap=True)
     engines.add_column("With", no_wrap=True)
+    engines.add_column("Share", justify="right", no_wrap=True)
     engines.add_column("In the way", overflow="fold")
     for verdict in inspection.engines:
-        flags = [flag for flag in verdict.flags if not flag.startswith("--engine")]
-        engines.add_row(verdict.engine, verdict.loads, "\n".join(flags), verdict.why)
+        flags = [flag for flag in _telling(verdict.flags) if not flag.startswith("--engine")]
+        cached = "" if verdict.share is None else share(verdict.share)
+        engines.add_row(verdict.engine, verdict.loads, "\n".join(flags), cached, verdict.why)
 
     ways = Table(title="Can be converted", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     ways.add_column("With", no_wrap=True)
@@ -79,11 +87,31 @@ def inspection_view(inspection: Inspection) -> Group:
     ways.add_column("Engines", overflow="fold")
     for way in inspection.candidates:
         ways.add_row(
-            "\n".join(way.flags),
+            "\n".join(_telling(way.flags)),
             "exact" if way.exact else "approx.",
             f"{way.kv_lora_rank} + {way.qk_rope_head_dim}",
             readable_bytes(way.kv_bytes_in_context),
-            f"{way.share:.0%}",
+            share(way.share),
             ", ".join(way.engines) or "none",
         )
     return Group(facts, engines, ways)
+
+
+def _telling(flags: Sequence[str]) -> list[str]:
+    """Leave out what most ways have in common; the commands have it."""
+    common = ("--calibration FILE", "--gguf-file", "--revision", "--max-position-embeddings")
+    return [flag for flag in flags if not flag.startswith(common)]
+
+
+def command_lines(command: str, *, width: int = 80) -> str:
+    """Break a command line between words, so that it can be copied as it stands."""
+    first, *words = map(shlex.quote, shlex.split(command))
+    lines = [first]
+    for word in words:
+        # Room for the backslash that goes on.
+        if len(lines[-1]) + len(word) + 3 > width:
+            lines[-1] += " \\"
+            lines.append(f"  {word}")
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(lines)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from transmla.cli.tables import facts_table, readable_bytes
+from transmla.cli.tables import facts_table, readable_bytes, share
 from transmla.convert.plan import PlanSummary
 from transmla.convert.report import ConversionReport
 
@@ -20,18 +20,17 @@ def plan_table(plan: PlanSummary) -> Table:
         "KV cache": f"{plan.source_numbers_per_token_layer} → {plan.numbers_per_token_layer} numbers per token and "
         f"layer ({plan.kv_lora_rank} latent + {plan.qk_rope_head_dim} rotary)",
         "": f"{plan.source_kv_bytes_per_token:,} → {plan.kv_bytes_per_token:,} bytes per token in {plan.dtype} "
-        f"({plan.kv_bytes_per_token / plan.source_kv_bytes_per_token:.0%})",
+        f"({share(plan.share)})",
         "Head sizes": f"nope {plan.qk_nope_head_dim}, rope {plan.qk_rope_head_dim}, value {plan.v_head_dim}"
         + (f", q_lora_rank {plan.q_lora_rank}" if plan.q_lora_rank else ""),
         "Output": f"{readable_bytes(plan.output_bytes)} in {plan.num_shards} file(s)",
-        "Peak memory": f"about {readable_bytes(plan.peak_memory_bytes)} beyond what the libraries take",
+        "Peak memory": f"about {readable_bytes(plan.peak_memory_bytes)}, of which the libraries take "
+        f"{readable_bytes(plan.library_memory_bytes)}",
         "Engines": ", ".join(plan.engines) or "none takes these sizes; --engine NAME tells what it needs",
     }
     rows |= left_over_row(plan.left_over)
     for name, value in rows.items():
         table.add_row(name, value)
-    for note in plan.notes:
-        table.add_row("Note", note)
     for prediction in plan.predictions:
         table.add_row(
             "Predicted" if prediction == plan.predictions[0] else "",

@@ -38,10 +38,6 @@ class Bars:
             bar = display.add_task(description, total=total)
             yield lambda steps: display.advance(bar, steps)
 
-    def tell(self, sentence: str) -> None:
-        """Print a line for people."""
-        self.console.print(f"Note: {sentence}", markup=False, highlight=False, soft_wrap=True)
-
 
 def speaks() -> bool:
     """Say whether this is the one of several processes that speaks."""

@@ -22,3 +22,8 @@ def readable_bytes(count: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def share(part: float) -> str:
+    """Write a share of a whole, small ones with a digit more."""
+    return f"{part:.0%}" if part >= 0.1 else f"{part:.1%}"

@@ -1,17 +1,59 @@
 """What may be asked of a source: flags that go together, and those that do not."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from transmla.arch.spec import AttentionSpec
-from transmla.checkpoint.reader import CheckpointReader
 from transmla.config import ConvertRequest
 from transmla.convert.engines import ENGINES
-from transmla.convert.sizes import MLASizes, freq_folds
-from transmla.errors import CheckpointError, UsageError
+from transmla.convert.refusal import TEXT, Change, Refusal
+from transmla.convert.sizes import HALF, MLASizes, choose_sizes, engines_for, freq_folds
+from transmla.errors import CheckpointError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What belongs to a fit, and has no place beside --exact.
+_FITTED = ("q_lora_rank", "freq_fold", "heal_steps", "latent_norm", "biases")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A request with nothing left open, and known to be possible.
+
+    Attributes:
+        spec: the source's description with what the target keeps of it.
+        method: ``exact``, ``complex`` or ``rorope``.
+        folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
+        dtype: of the written weights.
+    """
+
+    spec: AttentionSpec
+    method: str
+    sizes: MLASizes
+    folds: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def choose(request: ConvertRequest, spec: AttentionSpec, *, stored: torch.dtype) -> Choices:
+    """Settle everything that no weight decides.
+
+    Args:
+        request: what is wanted.
+        spec: of the source.
+        stored: type of the source's weights.
+
+    Raises:
+        Refusal: why it is not possible, and what might be.
+        CheckpointError: a source of a type that cannot be converted.
+    """
+    spec = target_spec(request, spec)
+    method = "exact" if request.exact else request.method
+    check_possible(request, spec)
+    sizes = choose_sizes(request, spec)
+    check_method(request, spec, sizes, method)
+    _check_loadable(request, spec, sizes)
+    folds, dtype = choose_folds(request, spec, sizes), storage_dtype(request, stored, sizes)
+    return Choices(spec=spec, method=method, sizes=sizes, folds=folds, dtype=dtype)
 
 
 def target_spec(request: ConvertRequest, spec: AttentionSpec) -> AttentionSpec:
@@ -27,70 +69,105 @@ def check_possible(request: ConvertRequest, spec: AttentionSpec) -> None:
     """Refuse what no text and no sizes make possible for this source.
 
     Raises:
-        UsageError: why not, and what to do instead.
+        Refusal: why not, and what to do instead.
     """
     if request.exact and spec.family.head_norms:
-        raise UsageError(
-            f"--exact is impossible for {spec.family.title}, because MLA has no norm on queries and keys: pass sizes "
-            "and a text instead."
+        raise Refusal(
+            f"--exact is impossible for {spec.family.title}, because MLA has no norm on queries and keys",
+            {**HALF, "exact": False},
         )
     if "o_proj" in spec.biases and not spec.keep_biases:
-        raise UsageError("--biases fold has no place for a bias on the output of attention: use --biases keep.")
+        raise Refusal("--biases fold has no place for a bias on the output of attention", {"biases": "keep"})
 
 
 def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
     """Refuse flags that contradict each other or the source.
 
     Raises:
-        UsageError: which, and what would do.
+        Refusal: which, and what would do.
     """
-    check_possible(request, spec)
     if method == "exact":
-        fitted = ("q_lora_rank", "freq_fold", "heal_steps", "latent_norm", "biases")
-        for flag in fitted if spec.mixture else (*fitted, "calibration"):
-            if getattr(request, flag) not in (ConvertRequest.model_fields[flag].default, ("none",)):
-                raise UsageError(f"--exact fits nothing: drop --{flag.replace('_', '-')}.")
+        default = ConvertRequest.model_fields
+        useless = [name for name in _FITTED if getattr(request, name) != default[name].default]
+        if not spec.mixture and request.calibration not in ((), ("none",)):
+            useless.append("calibration")
+        if useless:
+            raise Refusal("--exact fits nothing", dict.fromkeys(useless))
         _check_routing(request, spec)
         return
     if not request.calibration:
-        raise UsageError(
-            "The calibration text is missing: pass --calibration FILE or a hub data set, or --calibration none to "
-            "convert from the weights alone, which loses far more quality."
+        raise Refusal(
+            "The calibration text is missing; without any, a conversion loses far more quality",
+            TEXT,
+            {"calibration": ("none",)},
         )
     _check_routing(request, spec)
     if spec.nonlinear and "none" in request.calibration:
         what = "The norm on queries and keys" if spec.family.head_norms else "--biases fold"
-        raise UsageError(f"{what} needs a text, to find the nearest linear maps on: pass --calibration FILE.")
+        raise Refusal(f"{what} needs a text, to find the nearest linear maps on", TEXT)
     if "none" in request.calibration and len(request.calibration) > 1:
-        raise UsageError("--calibration none means no text at all: drop it, or the texts beside it.")
-    live = request.latent_norm == "live"
-    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm live", live)):
-        if asked and (method != "complex" or "none" in request.calibration):
-            raise UsageError(f"{flag} needs --method complex and a text to learn from: pass --calibration FILE.")
-    if live:
-        if request.profile != "portable":
-            raise UsageError("--latent-norm live survives 8-bit blocks by itself: drop --profile quantizable.")
-        if sizes.kv_lora_rank < 2:
-            raise UsageError("--latent-norm live takes one latent number: pass --kv-lora-rank 2 or more, found 1.")
-    if method == "rorope" and spec.rope_type != "default":
-        raise UsageError(
-            f"--method rorope needs plain RoPE, found type {spec.rope_type!r}: --method complex fits other frequencies "
-            "onto the target's plain grid."
+        texts = tuple(text for text in request.calibration if text != "none")
+        raise Refusal(
+            "--calibration none means no text at all", *({"calibration": kept} for kept in (texts, ("none",)) if kept)
         )
+    _check_learning(request, sizes, method)
+    if method == "rorope" and spec.rope_type != "default":
+        raise Refusal(
+            f"--method rorope needs plain RoPE, found type {spec.rope_type!r}; --method complex fits other frequencies "
+            "onto the target's plain grid",
+            {"method": "complex"},
+        )
+
+
+def _check_learning(request: ConvertRequest, sizes: MLASizes, method: str) -> None:
+    live = request.latent_norm == "live"
+    needed: dict[str, object] = {} if method == "complex" else {"method": "complex"}
+    needed |= TEXT if "none" in request.calibration else {}
+    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm live", live)):
+        if asked and needed:
+            raise Refusal(f"{flag} needs --method complex and a text to learn from", needed)
+    if live and request.profile != "portable":
+        raise Refusal(
+            "--latent-norm live survives 8-bit blocks by itself, with --profile portable", {"profile": "portable"}
+        )
+    if live and sizes.kv_lora_rank < 2:
+        raise Refusal("--latent-norm live takes one latent number, and there is only one", {"kv_lora_rank": 2})
 
 
 def _check_routing(request: ConvertRequest, spec: AttentionSpec) -> None:
     if spec.mixture and request.calibration in ((), ("none",)):
-        raise UsageError(
-            "The routing of the experts needs a text, to find what all tokens have in common: pass --calibration FILE."
-        )
+        raise Refusal("The routing of the experts needs a text, to find what all tokens have in common", TEXT)
+
+
+def _check_loadable(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) -> None:
+    """Refuse what no engine loads, whatever its sizes are.
+
+    Raises:
+        Refusal: why none does.
+    """
+    if engines_for(sizes, spec, request):
+        return
+    engines = {name: engine for name, engine in ENGINES.items() if request.profile in engine.profiles}
+    portable: Change = {"profile": "portable"}
+    if request.exact:
+        why = "gives every rotary slot a frequency of its own, as --exact must"
+    elif spec.biased:
+        why = "has a place for the model's biases"
+    else:
+        why = "loads a mixture without a shared expert, which --engine adds"
+    raise Refusal(
+        f"No engine of --profile {request.profile} ({', '.join(engines)}) {why}",
+        *({"engine": (name,)} for name, engine in engines.items() if not engine.caches and not request.exact),
+        {"biases": "fold"},
+        portable,
+    )
 
 
 def choose_folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) -> tuple[int, ...]:
     """Return how many neighbouring frequencies may share slots.
 
     Raises:
-        UsageError: a fold that does not share them out evenly; those that do.
+        Refusal: a fold that does not share them out evenly; those that do.
     """
     if request.exact:
         return ()
@@ -99,31 +176,33 @@ def choose_folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) 
         # The published method has no rule but trying on the test text; four is what its authors use most.
         return tuple(folds) if request.method == "complex" else (min(folds, key=lambda fold: abs(fold - 4)),)
     if request.freq_fold not in folds:
-        raise UsageError(
+        raise Refusal(
             f"--freq-fold {request.freq_fold} does not share {sizes.qk_rope_head_dim // 2} slots out evenly among "
-            f"{spec.num_pairs} frequencies; these do: {', '.join(map(str, folds))}."
+            f"{spec.num_pairs} frequencies",
+            *({"freq_fold": fold} for fold in folds),
         )
     return (request.freq_fold,)
 
 
-def storage_dtype(
-    request: ConvertRequest, reader: CheckpointReader, spec: AttentionSpec, sizes: MLASizes
-) -> torch.dtype:
+def storage_dtype(request: ConvertRequest, stored: torch.dtype, sizes: MLASizes) -> torch.dtype:
     """Return the type of the written weights.
 
     Raises:
         CheckpointError: a source of a type that cannot be converted.
-        UsageError: a type that cannot hold the result; what can.
+        Refusal: a type that cannot hold the result; what can.
     """
-    dtype = reader.headers[spec.family.embedding].dtype if request.dtype == "auto" else _DTYPES[request.dtype]
+    dtype = stored if request.dtype == "auto" else _DTYPES[request.dtype]
     if dtype == torch.float64:
         dtype = torch.float32  # No model is computed in more.
     if dtype not in _DTYPES.values():
         raise CheckpointError(f"The weights are stored as {dtype}: convert a float32, bfloat16 or float16 one.")
     tiny = request.latent_norm == "neutral" or sizes.q_lora_rank is not None
     if dtype == torch.float16 and request.profile == "portable" and tiny:
-        raise UsageError(
-            "The portable profile writes latent rows of about 1e-6, which float16 cannot hold: "
-            "pass --dtype bfloat16 or float32, --profile quantizable, or --latent-norm live without --q-lora-rank."
+        raise Refusal(
+            "The portable profile writes latent rows of about 1e-6, which float16 cannot hold",
+            {"dtype": "bfloat16"},
+            {"dtype": "float32"},
+            {"profile": "quantizable"},
+            {"latent_norm": "live", **({} if request.q_lora_rank is None else {"q_lora_rank": None})},
         )
     return dtype

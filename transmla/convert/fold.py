@@ -62,7 +62,7 @@ def fold_layer(
     sizes: MLASizes,
     norm: NeutralNorm,
     *,
-    input_moment: Float[Tensor, "hidden hidden"],
+    input_moment: Float[Tensor, "hidden hidden"] | None,
     input_bound: float,
     residual: float,
 ) -> dict[str, Tensor]:
@@ -72,7 +72,8 @@ def fold_layer(
         layer: plain factors; padded here to ``sizes``.
         sizes: sizes of the target.
         norm: how the latent norm is neutralised.
-        input_moment: E[x xᵀ] of the layer input, for the size of an average latent; with biases, x ends in a one.
+        input_moment: E[x xᵀ] of the layer input, for the size of an average latent; with biases, x ends in a one. A
+            bounded norm does not need it.
         input_bound: largest possible length ‖x‖ of the layer input.
         residual: factor on what is added to the residual stream, from :func:`residual_scale`.
     """
@@ -141,10 +142,10 @@ def unfold_layer(
 
 
 def _neutralise(
-    down: Float[Tensor, "rank hidden"], norm: NeutralNorm, moment: Float[Tensor, "hidden hidden"], bound: float
+    down: Float[Tensor, "rank hidden"], norm: NeutralNorm, moment: Float[Tensor, "hidden hidden"] | None, bound: float
 ) -> tuple[Float[Tensor, "rank hidden"], Float[Tensor, " rank"]]:
     """Return the shrunken projection and the norm weight that undoes it."""
-    if norm.bounded:
+    if norm.bounded or moment is None:
         mean_square = torch.linalg.eigvalsh(down @ down.mT)[-1].item() * bound**2 / len(down)
     else:
         mean_square = ((down @ moment.to(down)) * down).sum().item() / len(down)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,16 @@ from transmla.checkpoint.publish import check_free_space, check_output, reserved
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source
 from transmla.config import ConvertRequest
-from transmla.convert.choices import check_method, choose_folds, storage_dtype, target_spec
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
 from transmla.convert.layer import Target
-from transmla.convert.memory import peak_memory
+from transmla.convert.memory import LIBRARIES, Footprint
 from transmla.convert.opened import fetch_weights, open_model
-from transmla.convert.sizes import MLASizes, choose_sizes, fit_engine
+from transmla.convert.settle import settle
+from transmla.convert.sizes import MLASizes, dictating, engines_for
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
-from transmla.errors import UsageError
+from transmla.errors import OutputError, UsageError
 
 
 class Prediction(BaseModel):
@@ -55,8 +55,10 @@ class PlanSummary(BaseModel):
     """What is about to happen, for people and programs.
 
     Attributes:
+        share: numbers that will be cached, as a share of the source's.
+        peak_memory_bytes: of the whole process; ``library_memory_bytes`` of them it takes whatever it converts.
         left_over: names of tensors that are not converted.
-        notes: what a person should know of this conversion before it is made.
+        warnings: what may not be as it was meant, a sentence each.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,16 +75,18 @@ class PlanSummary(BaseModel):
     dtype: str
     source_numbers_per_token_layer: int
     numbers_per_token_layer: int
+    share: float
     source_kv_bytes_per_token: int
     kv_bytes_per_token: int
     num_layers: int
     num_shards: int
     output_bytes: int
     peak_memory_bytes: int
+    library_memory_bytes: int
     engines: tuple[str, ...]
     predictions: tuple[Prediction, ...] = ()
     left_over: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +272,6 @@ class ConversionPlan:
         """Put the plan in figures."""
         spec, sizes = self.spec, self.sizes
         cache_bytes = self.dtype.itemsize * spec.num_hidden_layers
-        layer = {tensor.name: tensor.shape for tensor in self.layer_tensors(0)}
         return PlanSummary(
             model=self.source.name,
             family=spec.family.title,
@@ -282,29 +285,64 @@ class ConversionPlan:
             dtype=str(self.dtype).removeprefix("torch."),
             source_numbers_per_token_layer=spec.cache_numbers,
             numbers_per_token_layer=sizes.cache_numbers,
+            share=sizes.cache_numbers / spec.cache_numbers,
             source_kv_bytes_per_token=spec.cache_numbers * cache_bytes,
             kv_bytes_per_token=sizes.cache_numbers * cache_bytes,
             num_layers=spec.num_hidden_layers,
             num_shards=len(self.shards),
             output_bytes=sum(shard.nbytes for shard in self.shards),
-            peak_memory_bytes=peak_memory(self.request, spec, layer, with_text=self.needs_text),
+            peak_memory_bytes=self.footprint.peak,
+            library_memory_bytes=LIBRARIES,
             engines=tuple(engines_for(sizes, spec, self.request)),
             predictions=self.predictions,
             left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
-            notes=self.notes,
+            warnings=tuple(self._warnings()),
         )
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know of this conversion before it is made."""
-        notes = []
+    def footprint(self) -> Footprint:
+        """What decides how much memory the conversion takes."""
+        return Footprint(
+            request=self.request,
+            spec=self.spec,
+            sizes=self.sizes,
+            layer={tensor.name: tensor.shape for tensor in self.layer_tensors(0)},
+            method=self.method,
+            stored=self.reader.headers[self.spec.family.embedding].dtype,
+            dtype=self.dtype,
+            with_text=self.needs_text,
+            # Of several splits that have been compared, one has been taken since.
+            scales=self.residual != 1,
+            predicts=self.request.kv_ratio is not None or len(self.predictions) > 1,
+        )
+
+    def check_space(self) -> None:
+        """Make sure that the output fits on its disk, what an interrupted run has left there counted.
+
+        Raises:
+            OutputError: it does not.
+        """
+        needed = sum(shard.nbytes for shard in self.shards) - reserved_bytes(self.request.output_dir)
+        check_free_space(self.request.output_dir.parent, needed)
+
+    def _warnings(self) -> Iterator[str]:
         if self.spec.mixture and len(self.request.calibration) == 1:
-            notes.append(
-                "the routing is fitted on one text, and on text of other kinds tokens may be sent to other experts "
+            yield (
+                "The routing is fitted on one text, and on text of other kinds tokens may be sent to other experts "
                 "than in the source: repeat --calibration with text of every kind that matters, such as prose, code, "
                 "chat."
             )
-        return tuple(notes)
+        if self.request.kv_ratio is not None and (names := dictating(self.request.engine)):
+            share = self.sizes.cache_numbers / self.spec.cache_numbers
+            sizes = sorted({cache for name in names for cache in ENGINES[name].caches})
+            yield (
+                f"The cache will be {share:.1%} of the source's, not the {self.request.kv_ratio:.1%} of --kv-ratio: "
+                f"{' and '.join(names)} take no other sizes than {', '.join(f'{a} + {b}' for a, b in sizes)}."
+            )
+        try:
+            self.check_space()
+        except OutputError as error:
+            yield str(error)
 
 
 def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:
@@ -315,23 +353,17 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     """
     opened = open_model(request)
     check_output(request.output_dir, source_folder=opened.source.folder, overwrite=overwrite)
-    spec = target_spec(request, opened.spec)
     device = choose_device(request.device)
     if device.type == "mps":
-        raise UsageError("The mps device has no float64, which the moments need: use --device cpu or cuda.")
-    sizes = choose_sizes(request, spec)
-    method = "exact" if request.exact else request.method
-    check_method(request, spec, sizes, method)
+        raise UsageError("The mps device has no float64, which the moments need: pass --device cpu.")
+    choices = settle(request, opened.spec, stored=opened.headers[opened.spec.family.embedding].dtype)
     opened, reader = fetch_weights(opened, token=request.token)
-    norm = NORMS[request.profile]
-    dtype = storage_dtype(request, reader, spec, sizes)
+    spec, sizes, dtype, norm = choices.spec, choices.sizes, choices.dtype, NORMS[request.profile]
     config = target_config(opened.config, spec, sizes, norm, dtype=dtype, exact=request.exact)
     # The stock class itself says which tensors a checkpoint of this config has.
     shapes = unpacked_shapes(Skeleton(load_target(config)).shapes, ExpertNames())
     tensors = [TensorPlan(name, tuple(shape), dtype) for name, shape in shapes.items()]
     shards = plan_shards(tensors, max_shard_size=request.max_shard_size)
-    needed = sum(shard.nbytes for shard in shards) - reserved_bytes(request.output_dir)
-    check_free_space(request.output_dir.parent, needed)
     return ConversionPlan(
         request=request,
         source=opened.source,
@@ -341,26 +373,12 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
         reader=reader,
         source_shapes=opened.shapes,
         device=device,
-        method=method,
+        method=choices.method,
         sizes=sizes,
-        folds=choose_folds(request, spec, sizes),
+        folds=choices.folds,
         norm=norm,
         residual=residual_scale(spec.rms_norm_eps, norm),
         dtype=dtype,
         config=config,
         shards=shards,
     )
-
-
-def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> Sequence[str]:
-    """Return the engines that load a checkpoint of exactly these sizes."""
-    names = []
-    for name, engine in ENGINES.items():
-        if spec.keep_scaling and spec.rope_type not in engine.scaled_ropes:
-            continue
-        try:
-            if fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact) == sizes:
-                names.append(name)
-        except UsageError:
-            continue
-    return names

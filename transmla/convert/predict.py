@@ -15,12 +15,10 @@ from transmla.calibration.moments import MomentSums
 from transmla.calibration.stream import add_experts
 from transmla.convert.layer import predicted_cost
 from transmla.convert.plan import ConversionPlan, Prediction
-from transmla.convert.sizes import MLASizes, freq_folds
+from transmla.convert.sizes import PREDICTION_WINDOWS, MLASizes, freq_folds
 from transmla.device import trim_memory
 from transmla.progress import Progress, Silent
 
-# Enough to rank splits: the differences between them are far larger than those between windows.
-NUM_WINDOWS = 16
 _REFINE_STEPS = 4
 
 
@@ -32,7 +30,7 @@ def predict_splits(
     progress: Progress | None = None,
 ) -> tuple[Prediction, ...]:
     """Predict the error of each split, all of them on the first windows; the least first."""
-    windows = windows[:NUM_WINDOWS]
+    windows = windows[:PREDICTION_WINDOWS]
     stream = plan.source_stream(windows)
     totals = dict.fromkeys(splits, 0.0)
     targets = {

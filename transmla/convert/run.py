@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -31,7 +31,12 @@ from transmla.progress import Progress, Silent
 
 
 def convert(
-    request: ConvertRequest, *, progress: Progress | None = None, resume: bool = False, overwrite: bool = False
+    request: ConvertRequest,
+    *,
+    progress: Progress | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> ConversionReport:
     """Convert a checkpoint and publish the result.
 
@@ -40,13 +45,16 @@ def convert(
         progress: who is told how far the work has come.
         resume: continue an interrupted run of the same request; the result has the same bytes.
         overwrite: replace an output folder that exists.
+        tell: is given what may not be as it was meant, before the work.
 
     Raises:
         TransMLAError: the request cannot be carried out. No output appears; finished layers of a run that can be
             continued are kept beside it.
     """
     started = time.monotonic()
-    plan, windows = prepare(request, progress=progress, overwrite=overwrite, predict=request.kv_ratio is not None)
+    plan, windows = prepare(
+        request, progress=progress, overwrite=overwrite, predict=request.kv_ratio is not None, dry=False, tell=tell
+    )
     request, identity = plan.request, plan.identity(windows)
     with Staging(request.output_dir, identity=identity, resume=resume, overwrite=overwrite) as staging:
         writer = CheckpointWriter(staging.folder, plan.shards, resume=staging.resumed, check=staging.check)
@@ -91,7 +99,13 @@ def convert(
 
 
 def prepare(
-    request: ConvertRequest, *, progress: Progress | None = None, overwrite: bool = False, predict: bool = True
+    request: ConvertRequest,
+    *,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    predict: bool = True,
+    dry: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[ConversionPlan, Int[Tensor, "windows tokens"] | None]:
     """Plan a conversion and read its text; with a ratio instead of sizes, take the split that is predicted to be best.
 
@@ -100,13 +114,17 @@ def prepare(
         progress: who is told how far the predictions have come.
         overwrite: an output folder may exist.
         predict: predict the error of what the request leaves open, or of the one size that it names.
+        dry: nothing will be written, so a disk that is too small is only told.
+        tell: is given what may not be as it was meant, a sentence each.
 
     Raises:
         TransMLAError: the request cannot be carried out.
     """
     plan = plan_conversion(request, overwrite=overwrite)
-    for note in plan.notes:
-        (progress or Silent()).tell(note)
+    if not dry:
+        plan.check_space()
+    for warning in plan.summary.warnings:
+        tell(warning)
     windows = calibration_windows(plan) if plan.needs_text else None
     splits = candidate_splits(request, plan.spec)
     if windows is None or plan.method != "complex" or not predict:

@@ -1,12 +1,18 @@
 """From what the user asks to the sizes of the latent attention, or the nearest that work."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName, Profile
 from transmla.convert.engines import ENGINES, Engine
-from transmla.errors import UsageError
+from transmla.convert.refusal import Change, Refusal
+
+#: Windows on which splits of a budget are compared: enough to rank them, for they differ far more than windows do.
+PREDICTION_WINDOWS = 16
+#: No size at all, of any kind.
+NO_SIZES: Change = {"kv_lora_rank": None, "qk_rope_head_dim": None, "kv_ratio": None, "exact": False}
+HALF: Change = {"kv_ratio": 0.5}
 
 
 @dataclass(frozen=True)
@@ -35,34 +41,46 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
     """Settle every size before any weight is read.
 
     Raises:
-        UsageError: sizes given twice, not at all, out of range, or refused by a named engine; the nearest that work.
+        Refusal: sizes given twice, not at all, out of range, or refused by a named engine; what works.
     """
-    explicit = request.kv_lora_rank is not None or request.qk_rope_head_dim is not None
-    given = [flag for flag, used in _ways(request, explicit) if used]
+    given = _ways(request)
     if len(given) > 1:
-        raise UsageError(f"The sizes are given in more than one way ({' and '.join(given)}): keep one.")
-    if not given:
-        raise UsageError(
-            "The sizes are missing: give --kv-lora-rank with --qk-rope-head-dim, or --kv-ratio, or --exact."
+        raise Refusal(
+            f"The sizes are given in more than one way ({' and '.join(given)})",
+            *({field: NO_SIZES[field] for way in given if way != kept for field in given[way]} for kept in given),
         )
+    if not given:
+        raise Refusal("The sizes are missing", HALF, {"exact": True})
     if request.exact:
         sizes = exact_sizes(spec)
     elif request.kv_ratio is not None:
         sizes = _sizes_for_ratio(request.kv_ratio, spec, request.engine)
     elif request.kv_lora_rank is None or request.qk_rope_head_dim is None:
-        raise UsageError("--kv-lora-rank and --qk-rope-head-dim belong together: give both, or --kv-ratio instead.")
+        raise Refusal(
+            "--kv-lora-rank and --qk-rope-head-dim belong together",
+            *_other_size(request, spec),
+            _instead(request, HALF),
+        )
     else:
         sizes = _plain(request.kv_lora_rank, request.qk_rope_head_dim, spec)
     if request.q_lora_rank is not None and request.q_lora_rank > spec.hidden_size:
-        raise UsageError(f"--q-lora-rank {request.q_lora_rank} is out of range: the hidden size is {spec.hidden_size}.")
+        raise Refusal(
+            f"--q-lora-rank {request.q_lora_rank} is out of range (the hidden size is {spec.hidden_size})",
+            {"q_lora_rank": spec.hidden_size},
+        )
     # Only a query projection that all heads share can have biases; as large as all heads together it loses nothing.
     whole = spec.num_attention_heads * spec.head_dim if spec.biased else None
     sizes = replace(sizes, q_lora_rank=whole if request.q_lora_rank is None else request.q_lora_rank)
     if not request.exact:
-        _check_range(sizes, spec, padded=any(ENGINES[name].caches for name in request.engine))
+        _check_range(request, sizes, spec)
     for name in request.engine:
         sizes = fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact)
     return sizes
+
+
+def dictating(engines: Sequence[EngineName]) -> list[EngineName]:
+    """Return the engines that take caches of a few sizes only."""
+    return [name for name in engines if ENGINES[name].caches]
 
 
 def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLASizes, ...]:
@@ -71,7 +89,7 @@ def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLAS
     Where the sizes are given, or an engine dictates them, there is one way only.
     """
     chosen = choose_sizes(request, spec)
-    if request.kv_ratio is None or any(ENGINES[name].caches for name in request.engine):
+    if request.kv_ratio is None or dictating(request.engine):
         return (chosen,)
     total = chosen.cache_numbers
     # Beyond these no split has ever been close to the best.
@@ -110,36 +128,54 @@ def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profil
     """Pad what an engine lets be padded.
 
     Raises:
-        UsageError: the engine cannot load the result; why, and the nearest sizes it can.
+        Refusal: the engine cannot load the result; why, and the nearest sizes it can.
     """
     engine = ENGINES[name]
     if profile not in engine.profiles:
-        raise UsageError(f"{engine.title} needs --profile {engine.profiles[0]}, found {profile}.")
+        raise Refusal(f"{engine.title} does not compute --profile {profile}", {"profile": engine.profiles[0]})
     if exact and not engine.free_grid:
-        raise UsageError(
-            f"{engine.title} cannot give every rotary slot a frequency of its own, as --exact must: use transformers, "
-            "or --kv-ratio."
+        raise Refusal(
+            f"{engine.title} cannot give every rotary slot a frequency of its own, as --exact must",
+            {**HALF, "exact": False},
+            *({"engine": (other,)} for other in ENGINES if ENGINES[other].free_grid),
         )
     if spec.biased and not engine.biases:
-        raise UsageError(
-            f"{engine.title} has no place for the biases of {', '.join(sorted(spec.biases))}: "
-            + ("--exact needs one that has." if exact else "pass --biases fold.")
+        if "o_proj" in spec.biases:
+            raise Refusal(
+                f"{engine.title} has no place for a bias on the output of attention, and it cannot be folded into "
+                "the weights either"
+            )
+        raise Refusal(
+            f"{engine.title} has no place for the biases of {', '.join(sorted(spec.biases))}", {"biases": "fold"}
         )
     if engine.max_layers is not None and spec.num_hidden_layers > engine.max_layers:
-        raise UsageError(
+        raise Refusal(
             f"{engine.title} misreads a model of more than {engine.max_layers} layers; "
-            f"this one has {spec.num_hidden_layers}."
+            f"this one has {spec.num_hidden_layers}"
         )
     if engine.caches and (sizes.kv_lora_rank, sizes.qk_rope_head_dim) not in engine.caches:
-        nearest = sorted(engine.caches, key=lambda pair: abs(sum(pair) - sizes.cache_numbers))[:2]
-        raise UsageError(
-            f"{engine.title} does not take {sizes.kv_lora_rank} + {sizes.qk_rope_head_dim}; nearest: "
-            + " or ".join(f"--kv-lora-rank {rank} --qk-rope-head-dim {rope}" for rank, rope in nearest)
-            + "."
+        nearest = sorted(engine.caches, key=lambda pair: abs(sum(pair) - sizes.cache_numbers))
+        raise Refusal(
+            f"{engine.title} does not take {sizes.kv_lora_rank} + {sizes.qk_rope_head_dim}",
+            *({"kv_lora_rank": rank, "qk_rope_head_dim": rope} for rank, rope in nearest[:2]),
         )
     if spec.mixture and engine.shared_expert:
         sizes = replace(sizes, n_shared_experts=1)
     return _pad_heads(sizes, engine)
+
+
+def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> list[EngineName]:
+    """Return the engines that load a checkpoint of exactly these sizes."""
+    names = []
+    for name, engine in ENGINES.items():
+        if spec.keep_scaling and spec.rope_type not in engine.scaled_ropes:
+            continue
+        try:
+            if fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact) == sizes:
+                names.append(name)
+        except Refusal:
+            continue
+    return names
 
 
 def _pad_heads(sizes: MLASizes, engine: Engine) -> MLASizes:
@@ -148,16 +184,40 @@ def _pad_heads(sizes: MLASizes, engine: Engine) -> MLASizes:
     for nope, rope, value in engine.heads:
         if rope == sizes.qk_rope_head_dim and nope >= sizes.qk_nope_head_dim and value >= sizes.v_head_dim:
             return replace(sizes, qk_nope_head_dim=nope, v_head_dim=value)
-    raise UsageError(
+    raise Refusal(
         f"{engine.title} has no kernel for heads of {sizes.qk_nope_head_dim} + {sizes.qk_rope_head_dim} and values of "
-        f"{sizes.v_head_dim}; it takes at most {' / '.join(map(str, engine.heads[-1]))} (nope / rope / value)."
+        f"{sizes.v_head_dim}; it takes at most {' / '.join(map(str, engine.heads[-1]))} (nope / rope / value)"
     )
 
 
-def _ways(request: ConvertRequest, explicit: bool) -> Iterable[tuple[str, bool]]:
-    yield "--kv-lora-rank/--qk-rope-head-dim", explicit
-    yield "--kv-ratio", request.kv_ratio is not None
-    yield "--exact", request.exact
+def _ways(request: ConvertRequest) -> Mapping[str, tuple[str, ...]]:
+    """Return the ways in which the sizes are given, and the fields that give them."""
+    explicit = tuple(name for name in ("kv_lora_rank", "qk_rope_head_dim") if getattr(request, name) is not None)
+    ratio = () if request.kv_ratio is None else ("kv_ratio",)
+    ways = {
+        "--kv-lora-rank/--qk-rope-head-dim": explicit,
+        "--kv-ratio": ratio,
+        "--exact": ("exact",) if request.exact else (),
+    }
+    return {way: fields for way, fields in ways.items() if fields}
+
+
+def _instead(request: ConvertRequest, change: Change) -> Change:
+    """Return ``change`` with all sizes dropped that the request gives otherwise."""
+    return {**change, **{field: NO_SIZES[field] for fields in _ways(request).values() for field in fields}, **change}
+
+
+def _other_size(request: ConvertRequest, spec: AttentionSpec) -> list[Change]:
+    """Propose the one of the two sizes that is missing."""
+    caches = [cache for name in request.engine for cache in ENGINES[name].caches]
+    if request.kv_lora_rank is not None:
+        ropes = [rope for rank, rope in caches if rank == request.kv_lora_rank]
+        ropes = ropes or _powers_of_two(spec, max(2, request.kv_lora_rank / 3))
+        return [{"qk_rope_head_dim": ropes[-1]}] if ropes else []
+    assert request.qk_rope_head_dim is not None
+    ranks = [rank for rank, rope in caches if rope == request.qk_rope_head_dim]
+    rank = min(3 * request.qk_rope_head_dim, spec.cache_numbers - request.qk_rope_head_dim)
+    return [{"kv_lora_rank": ranks[0] if ranks else rank}] if ranks or rank > 0 else []
 
 
 def _plain(kv_lora_rank: int, qk_rope_head_dim: int, spec: AttentionSpec) -> MLASizes:
@@ -167,25 +227,28 @@ def _plain(kv_lora_rank: int, qk_rope_head_dim: int, spec: AttentionSpec) -> MLA
 def _sizes_for_ratio(ratio: float, spec: AttentionSpec, engines: tuple[EngineName, ...]) -> MLASizes:
     """Split a cache budget without data: a quarter for the rotary key, rounded down to a power of two."""
     budget = ratio * spec.cache_numbers
-    accepted = [ENGINES[name].caches for name in engines if ENGINES[name].caches]
-    if accepted:
-        common = set(accepted[0]).intersection(*accepted[1:])
+    if dictating(engines):
+        common = set.intersection(*(set(ENGINES[name].caches) for name in dictating(engines)))
         if not common:
-            raise UsageError(f"No one size suits all of {', '.join(engines)}: convert once for each.")
+            raise Refusal(
+                f"No one size suits all of {', '.join(engines)}", *({"engine": (name,)} for name in dictating(engines))
+            )
         rank, rope = min(common, key=lambda pair: (abs(sum(pair) - budget), pair))
         if rank + rope > spec.cache_numbers:
-            raise UsageError(
+            raise Refusal(
                 f"The smallest cache for {' and '.join(engines)} is {rank} + {rope}, more than the source's "
-                f"{spec.cache_numbers} numbers per token and layer: if that is what you want, give --kv-lora-rank and "
-                "--qk-rope-head-dim."
+                f"{spec.cache_numbers} numbers per token and layer; if that is what you want",
+                {"kv_lora_rank": rank, "qk_rope_head_dim": rope, "kv_ratio": None},
             )
         return _plain(rank, rope, spec)
     total = 2 * round(budget / 2)
     ropes = _powers_of_two(spec, total / 4)
     if not ropes:
-        raise UsageError(
+        least = float(f"{8 / spec.cache_numbers:.3g}")
+        raise Refusal(
             f"--kv-ratio {ratio:g} leaves {total} of {spec.cache_numbers} numbers per token, too few for a rotary key "
-            f"and a latent: use at least {8 / spec.cache_numbers:.3g}."
+            "and a latent",
+            *([{"kv_ratio": least}] if least <= 1 else []),
         )
     return _plain(total - ropes[-1], ropes[-1], spec)
 
@@ -195,17 +258,19 @@ def _powers_of_two(spec: AttentionSpec, largest: float) -> list[int]:
     return [size for size in rope_sizes(spec) if size <= largest and size & (size - 1) == 0]
 
 
-def _check_range(sizes: MLASizes, spec: AttentionSpec, *, padded: bool) -> None:
+def _check_range(request: ConvertRequest, sizes: MLASizes, spec: AttentionSpec) -> None:
     """Refuse what cannot help; an engine's fixed size may exceed what the source fills, the rest is zeros."""
-    ropes = rope_sizes(spec)
+    ropes, padded = rope_sizes(spec), bool(dictating(request.engine))
     if sizes.qk_rope_head_dim not in ropes and not (padded and sizes.qk_rope_head_dim > ropes[-1]):
         near = sorted(ropes, key=lambda size: abs(size - sizes.qk_rope_head_dim))[:2]
-        raise UsageError(
+        raise Refusal(
             f"--qk-rope-head-dim {sizes.qk_rope_head_dim} does not fit {spec.num_key_value_heads} heads of "
-            f"{spec.head_dim}; nearest: {' or '.join(map(str, sorted(near)))}."
+            f"{spec.head_dim}",
+            *({"qk_rope_head_dim": size} for size in sorted(near)),
         )
     if sizes.cache_numbers > spec.cache_numbers and not padded:
-        raise UsageError(
-            f"{sizes.kv_lora_rank} + {sizes.qk_rope_head_dim} is out of range: the source caches only "
-            f"{spec.cache_numbers} numbers per token and layer. Ask for less, or for --exact."
+        raise Refusal(
+            f"{sizes.kv_lora_rank} + {sizes.qk_rope_head_dim} is out of range (the source caches only "
+            f"{spec.cache_numbers} numbers per token and layer)",
+            *(_instead(request, change) for change in (HALF, {"exact": True})),
         )

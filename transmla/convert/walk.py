@@ -99,7 +99,7 @@ class _Walk:
         source = self._plan.read_layer(index)
         if self._stream is None:
             weights = self._plan.attention_weights(source)
-            moments = Moments.from_weights(weights, window=self._plan.request.window)
+            moments = Moments.from_weights(weights, window=self._plan.request.window) if self._approximates else None
             attention, fold = self._convert_attention(weights, moments)
             write(self._finish(index, source, attention, moments))
             return LayerReport(layer=index, freq_fold=fold)
@@ -129,6 +129,11 @@ class _Walk:
         streams = () if self._is_last(index) else (self._stream, self._converted)
         add_experts([stream for stream in streams if stream is not None], self._written_experts(index, write))
 
+    @property
+    def _approximates(self) -> bool:
+        """Whether anything depends on moments: all but the exact layers."""
+        return self._plan.method != "exact"
+
     def _is_last(self, index: int) -> bool:
         """Say whether nothing reads what comes out of a layer."""
         return index + 1 == self._plan.spec.num_hidden_layers
@@ -151,20 +156,23 @@ class _Walk:
 
     def _observe(
         self, layer: nn.Module, weights: AttentionWeights, routing: RouterInputs | None
-    ) -> tuple[Moments, Lesson | None, Lesson]:
+    ) -> tuple[Moments | None, Lesson | None, Lesson]:
         """Return the moments on the fitted windows, and what there is to learn on them and on the held-out ones.
 
         Without a converted stream nothing is learnt, and nothing but the moments is kept of the fitted windows.
         """
         assert self._stream is not None
-        sums = MomentSums(weights, self._plan.spec, tokens=self._plan.request.window)
+        spec, tokens = self._plan.spec, self._plan.request.window
+        sums = MomentSums(weights, spec, tokens=tokens) if self._approximates else None
         fit = None
         if self._converted is None:
             for attended in self._advance(layer, self._fit, routing):
-                sums.add(attended)
+                if sums is not None:
+                    sums.add(attended)
         else:
             fit = self._lesson(layer, self._fit, routing, sums)
-        return sums.finish(), fit, self._lesson(layer, self._heldout, routing)
+        moments = None if sums is None else sums.finish()
+        return moments, fit, self._lesson(layer, self._heldout, routing)
 
     def _advance(self, layer: nn.Module, rows: slice, routing: RouterInputs | None) -> Iterator[Attended]:
         """Move the source's stream past ``layer``, and see what its router is given."""
@@ -197,11 +205,11 @@ class _Walk:
         return lesson
 
     def _improve(
-        self, index: int, attention: LatentAttention, moments: Moments, fit: Lesson | None, heldout: Lesson
+        self, index: int, attention: LatentAttention, moments: Moments | None, fit: Lesson | None, heldout: Lesson
     ) -> tuple[LatentAttention, dict[str, float]]:
         """Refit and heal, and report the error on held-out windows before each."""
         request = self._plan.request
-        if fit is None:
+        if fit is None or moments is None:
             return attention, {}
         if self._plan.live:
             attention = live_norm(attention, fit, moments.uniform, batch_size=request.batch_size)
@@ -225,7 +233,7 @@ class _Walk:
         index: int,
         source: dict[str, Tensor],
         attention: LatentAttention,
-        moments: Moments,
+        moments: Moments | None,
     ) -> dict[str, Tensor]:
         """Return the factors in the target's format, beside what is no part of attention, nor of an expert."""
         plan = self._plan
@@ -233,7 +241,7 @@ class _Walk:
             attention,
             plan.sizes,
             plan.norm,
-            input_moment=moments.uniform,
+            input_moment=None if moments is None else moments.uniform,
             input_bound=self._input_bound(source[plan.spec.family.input_norm]),
             residual=plan.residual,
         )
@@ -275,15 +283,17 @@ class _Walk:
 
         self._converted.advance(layer, attend)
 
-    def _convert_attention(self, weights: AttentionWeights, moments: Moments) -> tuple[LatentAttention, int | None]:
+    def _convert_attention(
+        self, weights: AttentionWeights, moments: Moments | None
+    ) -> tuple[LatentAttention, int | None]:
         """Return the plain factors, and the fold at which the rotation was split."""
         plan = self._plan
-        if plan.method == "exact":
+        if moments is None:
             attention, fold = exact_layer(weights), None
         else:
             target = plan.layer_target(plan.sizes, plan.folds)
             attention, fold = _METHODS[plan.method](weights, moments, target)
-        if plan.request.q_lora_rank is not None:
+        if moments is not None and plan.request.q_lora_rank is not None:
             attention = compress_queries(attention, moments, rank=plan.request.q_lora_rank)
         elif plan.sizes.q_lora_rank is not None:
             attention = split_queries(attention, head_dim=plan.spec.head_dim)
