@@ -260,9 +260,10 @@ def test_code_of_a_model_is_not_run_and_that_is_told(folder):
 def test_lengths_that_would_end_sooner_are_told(folder):
     report = ask(folder, {"max_new_tokens": 3})
     assert report.num_new_tokens == NEW
-    assert report.notes == ("Set aside from generation_config.json: max_new_tokens 3, for --max-new-tokens is 24.",)
+    where = f"generation_config.json of {folder}"
+    assert report.notes == (f"Set aside from {where}: max_new_tokens 3, for --max-new-tokens is 24.",)
     assert ask(folder, {"max_length": 9}).notes == (
-        "Set aside from generation_config.json: max_length 9, for --max-new-tokens is 24.",
+        f"Set aside from {where}: max_length 9, for --max-new-tokens is 24.",
     )
 
 
@@ -271,8 +272,8 @@ def test_values_for_a_drawing_that_does_not_happen_are_told(folder, stock):
     report = ask(folder, config)
     assert (report.sampled, report.text) == (False, own_words(stock, {}))
     assert report.notes == (
-        "Of no effect in generation_config.json, as in transformers: temperature 0.6, top_p 0.9, for it does not say "
-        "do_sample; --do-sample does.",
+        f"Of no effect in generation_config.json of {folder}, as in transformers: temperature 0.6, top_p 0.9, for it does "
+        "not say do_sample; --do-sample does.",
     )
     assert ask(folder, config, do_sample=False).notes == ()
     assert ask(folder, config, do_sample=True).sampled
@@ -281,6 +282,12 @@ def test_values_for_a_drawing_that_does_not_happen_are_told(folder, stock):
 def test_a_temperature_of_zero_draws_nothing(folder, stock):
     report = ask(folder, {"do_sample": True, "temperature": 0})
     assert (report.sampled, report.text) == (False, own_words(stock, {}))
+
+
+def test_no_limit_has_two_spellings(folder):
+    texts = {ask(folder, {**DRAWN, "top_k": value, "temperature": 3.0}).text for value in (-1, 0)}
+    assert len(texts) == 1
+    assert texts != {ask(folder, {**DRAWN, "top_k": 2, "temperature": 3.0}).text}
 
 
 def test_why_it_stopped(folder, stock, plain):

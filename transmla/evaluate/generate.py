@@ -20,7 +20,7 @@ from transmla.config import GenerateRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.cache import use_of_cache
-from transmla.evaluate.generation_config import FILE, IDLE, SAMPLING, Heard, read_settings
+from transmla.evaluate.generation_config import IDLE, SAMPLING, Heard, Settings, read_settings
 from transmla.evaluate.models import loaded_versions, take_form
 from transmla.evaluate.report import Form, GenerationReport
 from transmla.evaluate.streaming import PieceStreamer
@@ -55,7 +55,7 @@ def generate(
     settings = read_settings(found, vocab_size=config.vocab_size)
     lengths = {"num_prompt_tokens": tokens.shape[1], "max_new_tokens": room}
     decoding = settle_sampling(request, settings.heard, **lengths)
-    notes = (*settings.notes, *overruled(request, settings.heard, **lengths))
+    notes = (*settings.notes, *overruled(request, settings, **lengths))
     for note in notes:
         tell(note)
 
@@ -172,21 +172,24 @@ def settle_sampling(
     return GenerationConfig(**values)
 
 
-def overruled(request: GenerateRequest, heard: Heard, *, num_prompt_tokens: int, max_new_tokens: int) -> Iterator[str]:
+def overruled(
+    request: GenerateRequest, settings: Settings, *, num_prompt_tokens: int, max_new_tokens: int
+) -> Iterator[str]:
     """Yield a line for each thing that a flag, or its default, or Transformers overrules."""
+    heard = settings.heard
     length = None if heard.max_length is None else heard.max_length - num_prompt_tokens
     # Of both, Transformers takes the one of the new tokens.
     name, own = ("max_length", length) if heard.max_new_tokens is None else ("max_new_tokens", heard.max_new_tokens)
     if own is not None and own < max_new_tokens:
         value = getattr(heard, name)
-        yield f"Set aside from {FILE}: {name} {value}, for --max-new-tokens is {request.max_new_tokens}."
+        yield f"Set aside from {settings.where}: {name} {value}, for --max-new-tokens is {request.max_new_tokens}."
     flags = (request.do_sample, request.temperature, request.top_p, request.top_k)
     if not heard.do_sample and all(flag is None for flag in flags):
         own_values = heard.model_dump(include=set(SAMPLING), exclude_none=True)
         idle = [f"{name} {reprlib.repr(v)}" for name, v in own_values.items() if v != IDLE.get(name)]
         if idle:
             yield (
-                f"Of no effect in {FILE}, as in transformers: {', '.join(idle)}, for it does not say do_sample; "
+                f"Of no effect in {settings.where}, as in transformers: {', '.join(idle)}, for it does not say do_sample; "
                 "--do-sample does."
             )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from transformers import GenerationConfig
 
 from transmla.checkpoint.folder import read_json
@@ -63,7 +63,8 @@ class Heard(BaseModel):
 
     do_sample: bool | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
-    top_k: Count | None = None
+    # Engines have -1 for what is 0 here: no limit.
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda value: max(value, 0))] | None = None
     top_p: Share | None = None
     min_p: Share | None = None
     top_h: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -147,10 +148,12 @@ class Settings:
     """What a model asks for.
 
     Attributes:
+        where: file and model.
         heard: what it is given.
         notes: what it is not given, and why; a line for each reason.
     """
 
+    where: str
     heard: Heard
     notes: tuple[str, ...]
 
@@ -169,9 +172,8 @@ def read_settings(model: Source, *, vocab_size: int) -> Settings:
     file = FILE if (model.folder / FILE).is_file() else "config.json"
     values = read_json(model.folder, file)
     if file != FILE:
-        inner: dict[str, Any] = next(
-            (values[name] for name in ("decoder", "generator", "text_config") if values.get(name)), {}
-        )
+        parts = (values.get(name) for name in ("decoder", "generator", "text_config"))
+        inner: dict[str, Any] = next((part for part in parts if part and isinstance(part, dict)), {})
         known = Heard.model_fields.keys() | ASIDE.keys() | HARMLESS
         values = {name: value for name, value in {**inner, **values}.items() if name in known}
     values = {name: value for name, value in values.items() if value is not None and value != []}
@@ -185,7 +187,7 @@ def read_settings(model: Source, *, vocab_size: int) -> Settings:
         # What can never come ends nothing, and some penalties would look for its logit.
         ends = [token for token in _tokens(heard.eos_token_id) if 0 <= token < vocab_size]
         heard = heard.model_copy(update={"eos_token_id": ends or None})
-        settings = Settings(heard, tuple(_notes(model, aside, values, where)))
+        settings = Settings(where, heard, tuple(_notes(model, aside, values, where)))
         _check_tokens(heard, vocab_size)
         # Whether tokens are drawn is not settled yet, and values for that are no mistake.
         settings.config(do_sample=True)
