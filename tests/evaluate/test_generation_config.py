@@ -272,8 +272,8 @@ def test_values_for_a_drawing_that_does_not_happen_are_told(folder, stock):
     report = ask(folder, config)
     assert (report.sampled, report.text) == (False, own_words(stock, {}))
     assert report.notes == (
-        f"Of no effect in generation_config.json of {folder}, as in transformers: temperature 0.6, top_p 0.9, for it does "
-        "not say do_sample; --do-sample does.",
+        f"Of no effect in generation_config.json of {folder}, as in transformers: temperature 0.6, top_p 0.9, for it "
+        "does not say do_sample; --do-sample does.",
     )
     assert ask(folder, config, do_sample=False).notes == ()
     assert ask(folder, config, do_sample=True).sampled

@@ -189,8 +189,8 @@ def overruled(
         idle = [f"{name} {reprlib.repr(v)}" for name, v in own_values.items() if v != IDLE.get(name)]
         if idle:
             yield (
-                f"Of no effect in {settings.where}, as in transformers: {', '.join(idle)}, for it does not say do_sample; "
-                "--do-sample does."
+                f"Of no effect in {settings.where}, as in transformers: {', '.join(idle)}, for it does not say "
+                "do_sample; --do-sample does."
             )
 
 
