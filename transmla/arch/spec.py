@@ -121,8 +121,8 @@ def load_config(folder: Path) -> PretrainedConfig:
     except Exception as error:  # transformers validates with several exception types of its own
         scaling = raw.get("rope_scaling")
         old = isinstance(scaling, dict) and scaling.get("type") == "su"
-        hint = " transformers reads the spelling su no more: write longrope in its place." if old else ""
-        raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}{hint}") from None
+        hint = " (transformers reads the spelling su no more: write longrope in its place)" if old else ""
+        raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}{hint}.") from None
     finally:
         logging.set_verbosity(verbosity)
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
