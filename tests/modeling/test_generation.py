@@ -4,8 +4,13 @@ import copy
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
-from tests.modeling.models import latent_model, some_ids, watched
+from tests.modeling.models import VOCAB_SIZE, latent_model, some_ids, watched
 from transmla.modeling import absorb
 
 TOKENS = 24
@@ -23,6 +28,14 @@ WAYS = {
 def models(request):
     stock = latent_model(request.param)
     return stock, absorb(copy.deepcopy(stock))
+
+
+@pytest.fixture(scope="module")
+def letters():
+    """A tokenizer that writes every token as one character."""
+    made = Tokenizer(WordLevel({chr(ord("A") + token): token for token in range(VOCAB_SIZE)}, unk_token="A"))
+    made.pre_tokenizer, made.decoder = Split(Regex("."), "isolated"), Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="A", clean_up_tokenization_spaces=False)
 
 
 def generate(model, ids, **options):
@@ -65,3 +78,14 @@ def test_drafts_are_looked_up_in_the_prompt(models):
     ids = some_ids(1, 8).repeat(1, 4)
     found = generate(absorbed, ids, prompt_lookup_num_tokens=4)
     assert torch.equal(found, generate(stock, ids))
+
+
+def test_stop_strings(models, letters):
+    """Transformers hands the tokenizer down to attention, where it decides nothing."""
+    stock, absorbed = models
+    ids = some_ids(1, 20)
+    free = generate(stock, ids)
+    stop = letters.decode(free[0, 24:27])
+    found = generate(absorbed, ids, stop_strings=[stop], tokenizer=letters)
+    assert torch.equal(found, generate(stock, ids, stop_strings=[stop], tokenizer=letters))
+    assert found.shape[1] < free.shape[1]

@@ -17,6 +17,7 @@ from transmla.arch.family import FAMILIES
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.stored import check_layers, left_over, stored_shapes
 from transmla.calibration.text import load_tokenizer
+from transmla.calibration.tokens import check_known
 from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
 from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, REPORT_FILE
 from transmla.checkpoint.folder import read_json
@@ -211,6 +212,7 @@ class _Run:
         tokenizer = load_tokenizer(source)
         trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed) for seed in range(TEXTS)]
         tokens = torch.tensor([trial.tokens for trial in trials])
+        check_known(tokens, vocab_size=self._config.vocab_size)
         said = speak(load_model(source, dtype="float32", device=device), tokens)
         model = load_model(self._source, dtype="float32", device=device)
         self.logits = found = compare_with_source(said, model, tokens)

@@ -43,6 +43,9 @@ _IDLE = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        # ``generate`` leaves these among the model's own arguments.
+        "tokenizer",
+        "assistant_tokenizer",
     }
 )
 # Arguments that only the attention functions of Transformers understand.
