@@ -73,6 +73,7 @@ class Inspection(_Record):
     kv_bytes_per_token: int
     kv_bytes_in_context: int
     left_over: tuple[str, ...]
+    unread: tuple[str, ...]
     engines: tuple[Verdict, ...]
     candidates: tuple[Candidate, ...]
 
@@ -115,6 +116,7 @@ def inspect(request: InspectRequest) -> Inspection:
         kv_bytes_per_token=spec.cache_numbers * token_bytes,
         kv_bytes_in_context=spec.cache_numbers * token_bytes * request.context,
         left_over=left_over(headers, expected, spec.family),
+        unread=tuple(sorted(spec.unread)),
         engines=tuple(_verdict(spec, name) for name in ENGINES),
         candidates=tuple(_candidates(spec, token_bytes, request.context)),
     )

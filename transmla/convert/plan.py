@@ -51,7 +51,12 @@ class Prediction(BaseModel):
 
 
 class PlanSummary(BaseModel):
-    """What is about to happen, for people and programs; ``left_over`` names tensors that are not converted."""
+    """What is about to happen, for people and programs.
+
+    Attributes:
+        left_over: names of tensors that are not converted.
+        unread: keys of the source's config.json that transformers does not read, and the result does not have.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,6 +81,7 @@ class PlanSummary(BaseModel):
     engines: tuple[str, ...]
     predictions: tuple[Prediction, ...] = ()
     left_over: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +290,7 @@ class ConversionPlan:
             engines=tuple(engines_for(sizes, spec, self.request)),
             predictions=self.predictions,
             left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
+            unread=tuple(sorted(spec.unread)),
         )
 
 
