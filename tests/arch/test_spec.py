@@ -11,7 +11,7 @@ from tests.factory import FAMILIES as CONFIGS
 from tests.factory import SIZES, tiny_checkpoint
 from transmla.arch.family import FAMILIES
 from transmla.arch.spec import describe, load_config
-from transmla.errors import CheckpointError, TransMLAError, UnsupportedModelError, UsageError
+from transmla.errors import CheckpointError, TransMLAError, UnsupportedModelError
 
 ROPE = {
     "default": {"rope_theta": 500000.0},
@@ -135,38 +135,29 @@ def test_frequencies_of_an_older_config_are_the_same(written):
     assert not torch.equal(new.frequencies, written().frequencies)
 
 
-def test_within_a_bound_that_is_asked_for_there_is_nothing_to_refuse(written):
-    for family, keys, bound in (
-        ("mistral", {"sliding_window": 99}, 99),
-        ("mistral", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 99}, 99),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 99}, 99),
-        ("llama", {"rope_parameters": LONG}, 64),
-        ("phi3", LONG_PHI3, 64),
-    ):
-        assert written(family, **keys, context=bound).max_position_embeddings == bound
-        assert written(family, **keys, context=bound - 9).max_position_embeddings == bound - 9
-        with pytest.raises(UnsupportedModelError, match=f"pass --max-position-embeddings {bound}"):
-            written(family, **keys, context=bound + 1)
-    with pytest.raises(UsageError, match="--max-position-embeddings 513 is more than the model's 512"):
-        written(context=513)
-    assert written(rope_parameters=LONG, context=64).logit_scale == pytest.approx(1 + math.log(8) / math.log(64))
-
-
 @pytest.mark.parametrize(
     ("family", "keys", "message"),
     [
         ("mistral", {"attention_bias": True}, "This Mistral .*its attention has no biases .*attention_bias = True"),
-        ("qwen2", {"use_sliding_window": True}, "no sliding-window attention .*sliding_window = 4096"),
+        ("llama", {"is_causal": False}, "This Llama .*attend to those after them, too, .*is_causal = False"),
+        ("qwen2", {"is_causal": None}, "This Qwen2 .*attend to those after them, too, .*is_causal = None"),
+        (
+            "qwen3",
+            {"per_layer_config": {"1": {"rms_norm_eps": 0.1}}},
+            "Qwen3 .*its layers differ.*per_layer_config",
+        ),
+        ("mistral", {"per_layer_config": {"1": {"head_dim": 8}}}, "This Mistral .*its layers differ.*per_layer_config"),
+        ("mixtral", {"transformers_weights": "a.safetensors"}, "another name .*transformers_weights = 'a.safetensors'"),
+        ("llama", {"return_dict": False}, "own classes fail .*return_dict = False"),
+        ("phi3", {"kv_sharing_modes": ["store", "reuse"]}, "layers share a cache.*kv_sharing_modes = "),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "several kinds.*has 'full_attention'"),
         ("llama", {"mlp_bias": True}, "no biases in its MLP .*mlp_bias = True"),
         ("llama", {"hidden_act": "gelu"}, "silu only .*hidden_act = 'gelu'"),
-        ("mistral", {"sliding_window": 4096}, "no sliding-window attention .*sliding_window = 4096"),
-        ("mistral", {"sliding_window": ...}, "no sliding-window attention .*sliding_window = 4096"),
         (
             "llama",
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "more": "x" * 99}},
             r"full-precision checkpoint .*quantization_config = \{'quant_method': 'fp8', .{1,40}\.\.\.\)",
         ),
-        ("llama", {"rope_parameters": LONG}, "beyond 64 tokens .*longrope.* pass --max-position-embeddings 64"),
         ("llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "RoPE type 'proportional'"),
         ("llama", {"rope_parameters": {"rope_type": ["linear"]}}, r"RoPE type \['linear'\]"),
         ("llama", {"partial_rotary_factor": 0.5}, "only in part .*partial_rotary_factor = 0.5"),
@@ -213,6 +204,7 @@ def test_what_the_target_cannot_hold_is_refused(written, family, keys, message):
         ({"rope_parameters": {"rope_theta": -5.0}}, r"must give positive frequencies, found \[1.0, nan"),
         ({"rope_parameters": {**ROPE["linear"], "factor": 0}}, r"must give positive frequencies, found \[inf"),
         ({"rope_parameters": {**ROPE["linear"], "factor": -1}}, r"must give positive frequencies, found \[-1"),
+        ({"rope_parameters": {**ROPE["yarn"], "attention_factor": "x"}}, "rope_parameters cannot be used: could not"),
         ({"rope_parameters": {"rope_type": "linear"}}, "config.json is not a valid llama config: .*factor"),
         ({"rope_parameters": {**ROPE["llama3"], "low_freq_factor": 0}}, "cannot be used: division by zero"),
     ],
@@ -246,13 +238,14 @@ def test_an_absent_config_is_refused(tmp_path):
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 99) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*ROPE["llama3"], "x"]), inner),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*ROPE["llama3"], *LONG, "x"]), inner),
     max_leaves=4,
 )
 READ = [
     *SIZES,
     *("hidden_act", "attention_bias", "mlp_bias", "sliding_window", "quantization_config", "layer_types", "model_type"),
-    *("rope_scaling", "rope_theta", "partial_rotary_factor"),
+    *("rope_scaling", "rope_theta", "partial_rotary_factor", "attention_chunk_size", "is_causal", "per_layer_config"),
+    *("use_sliding_window", "max_window_layers", "original_max_position_embeddings", "unheard_of"),
 ]
 
 

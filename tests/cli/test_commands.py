@@ -104,6 +104,16 @@ def test_inspect_says_what_every_engine_makes_of_a_model(cli, tmp_path, family, 
         assert re.search(rf"^ {re.escape(engine)} +{loads} ", shown, re.MULTILINE)
 
 
+def test_keys_that_transformers_does_not_read_are_named(cli, tmp_path, output):
+    keys = {"dual_chunk_attention_config": {"chunk_size": 9}, "logit_scale": 0.5}
+    source = tiny_checkpoint(tmp_path / "source", family="qwen2", **keys)
+    for command in (["inspect", source], ["convert", source, output, "--exact", "--dry-run"]):
+        shown = " ".join(cli(*command).stdout.split())
+        assert "Unread of config.json: dual_chunk_attention_config (vLLM's attention in long contexts)," in shown
+        assert "logit_scale; transformers does not read" in shown
+        assert json.loads(cli(*command, "--json").stdout)["unread"] == sorted(keys)
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_dry_run_writes_nothing_and_reads_no_weights(cli, source, output, as_json, monkeypatch):
     monkeypatch.setattr("transmla.checkpoint.reader.CheckpointReader.read", None)

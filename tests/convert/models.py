@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from tests.convert.naive import latent_attention_matrix, model_logits, stored_attention
 from tests.factory import tiny_checkpoint
@@ -93,6 +94,16 @@ def some_ids(batch=2, tokens=TOKENS):
 @torch.inference_mode()
 def logits(model, ids):
     return model(ids).logits
+
+
+@torch.inference_mode()
+def decoded_logits(model, ids, steps: int):
+    """Return the logits of the last tokens, decoded one by one with the cache that the model is given by default."""
+    parameters = inspect.signature(type(model).forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
+    cache = {name: DynamicCache(config=model.config), "use_cache": True}
+    model(ids[:, :-steps], **cache)
+    return torch.cat([model(ids[:, [i]], **cache).logits for i in range(ids.shape[1] - steps, ids.shape[1])], dim=1)
 
 
 def difference(found, expected) -> float:

@@ -40,6 +40,17 @@ def test_exact_logits_are_the_sources(tmp_path, name):
     assert difference(logits(load(tmp_path / "out"), ids), logits(load(source), ids)) < 1e-4  # measured 9e-6
 
 
+@pytest.mark.parametrize("name", ["linear", "yarn"])
+def test_a_raised_context_is_exact_to_its_end(tmp_path, name):
+    """As cards say: config.json keeps the context of the training, and the scaled positions reach four times as far."""
+    rope = ROPE[name] | {"factor": 4.0} | ({"original_max_position_embeddings": 96} if name == "yarn" else {})
+    source = tiny_checkpoint(tmp_path / "source", rope_parameters=rope, max_position_embeddings=96)
+    convert(asked(source, tmp_path / "out", exact=True, max_position_embeddings=384))
+    assert read_config(tmp_path / "out")["max_position_embeddings"] == 384
+    ids = some_ids(tokens=384)
+    assert difference(logits(load(tmp_path / "out"), ids), logits(load(source), ids)) < 1e-4  # measured 1e-5
+
+
 @pytest.mark.parametrize("name", SCALED | BOUNDED)
 def test_other_frequencies_are_fitted_onto_the_plain_grid(calibration_text, tmp_path, name):
     """With a cache as large as the source's, little is lost, though the slots turn at other frequencies."""

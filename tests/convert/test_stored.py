@@ -16,7 +16,11 @@ def test_what_predicts_further_tokens_is_left_over_and_said(tmp_path):
     source = tiny_checkpoint(tmp_path / "source", family="qwen2")
     model = load(source)
     config = {**read_config(source), "model_type": "mimo", "architectures": ["MiMoForCausalLM"]}
-    config |= {"num_nextn_predict_layers": 1, "auto_map": {"AutoConfig": "configuration_mimo.MiMoConfig"}}
+    config |= {
+        "num_nextn_predict_layers": 1,
+        "auto_map": {"AutoConfig": "configuration_mimo.MiMoConfig"},
+        "use_mrope": True,
+    }
     (source / "config.json").write_text(json.dumps(config))
     tensors = load_file(source / "model.safetensors")
     further = {f"model.mtp_layers.0.{name}.weight": randn(3, seed=0).float() for name in ("input_proj", "a_norm")}
@@ -25,6 +29,7 @@ def test_what_predicts_further_tokens_is_left_over_and_said(tmp_path):
 
     report = convert(asked(source, tmp_path / "out", exact=True))
     assert report.plan.family == "MiMo"
+    assert report.plan.unread == ("use_mrope",)
     assert report.plan.left_over == ("model.mtp_layers.0.a_norm.weight", "model.mtp_layers.0.input_proj.weight")
     assert not any("mtp" in name for name in load_tensors(tmp_path / "out"))
     ids = some_ids()

@@ -19,13 +19,11 @@ class Requirement:
         key: key of config.json; where it is absent, transformers' default counts, and a key it does not know passes.
         allowed: values that pass.
         reason: completes the sentence "… cannot be converted: ".
-        bounds_context: whether a number there is nothing to contexts of at most so many tokens.
     """
 
     key: str
     allowed: tuple[object, ...]
     reason: str
-    bounds_context: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,16 @@ class Family:
     requirements: tuple[Requirement, ...] = ()
 
 
+# The last four are read by what all classes share: masks, caches and the loading of weights.
 _COMMON = (
-    Requirement("hidden_act", ("silu",), "DeepSeek-V3 engines compute SwiGLU with silu only"),
+    Requirement("hidden_act", ("silu", "swish"), "DeepSeek-V3 engines compute SwiGLU with silu only"),
     Requirement("mlp_bias", (False, None), "DeepSeek-V3 has no biases in its MLP"),
     Requirement("quantization_config", (None,), "its weights are quantised; convert the full-precision checkpoint"),
-)
-
-_NO_SLIDING_WINDOW = Requirement(
-    "sliding_window", (None,), "DeepSeek-V3 has no sliding-window attention", bounds_context=True
+    # transformers takes null for false.
+    Requirement("is_causal", (True,), "its tokens attend to those after them, too, and DeepSeek-V3 is causal"),
+    Requirement("kv_sharing_modes", (None,), "its layers share a cache, and in DeepSeek-V3 each has its own"),
+    Requirement("return_dict", (True,), "transformers' own classes fail where it is not true; remove it"),
+    Requirement("transformers_weights", (None,), "its weights are in a file of another name than model.safetensors"),
 )
 
 _NO_BIASES = Requirement("attention_bias", (False, None), "in transformers its attention has no biases")
@@ -97,15 +97,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             bias_key="attention_bias",
             requirements=_COMMON,
         ),
-        "mistral": Family("Mistral", requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES)),
-        "ministral": Family("Ministral", requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES)),
-        "qwen2": Family("Qwen2", biased=("q_proj", "k_proj", "v_proj"), requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
+        "mistral": Family("Mistral", requirements=(*_COMMON, _NO_BIASES)),
+        "ministral": Family("Ministral", requirements=(*_COMMON, _NO_BIASES)),
+        "qwen2": Family("Qwen2", biased=("q_proj", "k_proj", "v_proj"), requirements=_COMMON),
         # Its heads for more than the next token are beside the model, and there is nothing to hold them.
         "mimo": Family(
             "MiMo",
             computed_by="qwen2",
             biased=("q_proj", "k_proj", "v_proj"),
-            requirements=(*_COMMON, _NO_SLIDING_WINDOW),
+            requirements=_COMMON,
         ),
         "phi3": Family(
             "Phi-3",
@@ -116,9 +116,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                     "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
                 }
             ),
-            requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES),
+            requirements=(*_COMMON, _NO_BIASES),
         ),
-        "qwen3": Family("Qwen3", **_QWEN3_ATTENTION, requirements=(*_COMMON, _NO_SLIDING_WINDOW)),
+        "qwen3": Family("Qwen3", **_QWEN3_ATTENTION, requirements=_COMMON),
         "mixtral": Family(
             "Mixtral",
             experts=ExpertNames(
@@ -128,7 +128,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 down="block_sparse_moe.experts.{}.w2.weight",
             ),
             expert_size="intermediate_size",
-            requirements=(*_COMMON, _NO_SLIDING_WINDOW, _NO_BIASES),
+            requirements=(*_COMMON, _NO_BIASES),
         ),
         "qwen3_moe": Family(
             "Qwen3-MoE",
@@ -136,7 +136,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             experts=ExpertNames(),
             requirements=(
                 *_COMMON,
-                _NO_SLIDING_WINDOW,
                 Requirement(
                     "norm_topk_prob",
                     (True,),

@@ -15,10 +15,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
+from transmla.arch.context import choose_context
 from transmla.arch.experts import Mixture
 from transmla.arch.family import FAMILIES, Family
 from transmla.arch.refused import also_quantized, check_not_refused
-from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
+from transmla.arch.unread import unread_keys
+from transmla.errors import CheckpointError, UnsupportedModelError
 
 # RoPE types whose frequencies are the same at every length up to ``max_position_embeddings``, so that a grid can hold
 # them. LongRoPE has two grids, and changes from one to the other on the way.
@@ -40,6 +42,7 @@ class AttentionSpec:
         biases: projections of attention that have one.
         keep_biases: whether the target has them, too.
         mixture: the experts, where the MLP is a mixture of them.
+        unread: keys of config.json that are set, and that transformers does not read.
     """
 
     family: Family
@@ -62,6 +65,7 @@ class AttentionSpec:
     biases: frozenset[str] = frozenset()
     keep_biases: bool = True
     mixture: Mixture | None = None
+    unread: frozenset[str] = frozenset()
 
     @property
     def num_pairs(self) -> int:
@@ -127,6 +131,11 @@ def load_config(folder: Path) -> PretrainedConfig:
         logging.set_verbosity(verbosity)
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
     _check_family(raw | {"model_type": config.model_type}, path)
+    if config.is_heterogeneous:
+        raise UnsupportedModelError(
+            f"This {FAMILIES[config.model_type].title} model cannot be converted: its layers differ, and those of "
+            "DeepSeek-V3 are alike (config.json: per_layer_config)."
+        )
     if getattr(config, "head_dim", None) is None:
         # Some families compute it in the model, others in the config.
         config.head_dim = config.hidden_size // max(1, config.num_attention_heads)
@@ -168,24 +177,16 @@ def describe(config: PretrainedConfig, *, max_position_embeddings: int | None = 
         max_position_embeddings: longest context that is asked for, in tokens; the model's own by default.
 
     Raises:
-        UsageError: a context longer than the model's.
+        UsageError: a context longer than the model's positions reach.
         UnsupportedModelError: the target cannot hold the model; the exact reason.
         CheckpointError: sizes that contradict each other.
     """
-    family, context = FAMILIES[config.model_type], max_position_embeddings
-    for requirement in family.requirements:
-        value = getattr(config, requirement.key, None)
-        if value in requirement.allowed:
-            continue
-        within = ""
-        if requirement.bounds_context and isinstance(value, int):
-            if context is not None and context <= value:
-                continue
-            within = f" For contexts within it, pass --max-position-embeddings {value}."
-        raise UnsupportedModelError(
-            f"This {family.title} model cannot be converted: {requirement.reason} "
-            f"(config.json: {requirement.key} = {_short(value)}).{within}"
-        )
+    family = FAMILIES[config.model_type]
+    for key, allowed, reason in ((row.key, row.allowed, row.reason) for row in family.requirements):
+        if hasattr(config, key) and (value := getattr(config, key)) not in allowed:
+            raise UnsupportedModelError(
+                f"This {family.title} model cannot be converted: {reason} (config.json: {key} = {_short(value)})."
+            )
     for key in _SIZES:
         if not isinstance(size := getattr(config, key), int) or isinstance(size, bool) or not 1 <= size <= _LARGEST:
             raise CheckpointError(f"config.json: {key} must be a number from 1 to {_LARGEST:,}, found {_short(size)}.")
@@ -199,18 +200,16 @@ def describe(config: PretrainedConfig, *, max_position_embeddings: int | None = 
     if head_dim % 2:
         raise CheckpointError(f"config.json: RoPE needs an even head_dim, found {head_dim}.")
     sizes = {key: getattr(config, key) for key in _SIZES}
-    if context is not None:
-        if context > sizes["max_position_embeddings"]:
-            raise UsageError(
-                f"--max-position-embeddings {context} is more than the model's {sizes['max_position_embeddings']}."
-            )
-        sizes["max_position_embeddings"] = context
-    theta, rope_type, frequencies, scaling = _frequencies(config, family, sizes["max_position_embeddings"])
+    theta, rope_type, frequencies, scaling = _frequencies(config, family)
+    mixture = _mixture(config, family)
+    # Last, because it gives an advice, after which nothing else may be in the way.
+    sizes["max_position_embeddings"] = choose_context(config, family.title, max_position_embeddings)
     return AttentionSpec(
         family=family,
         model_type=config.model_type,
         rms_norm_eps=float(config.rms_norm_eps),
-        mixture=_mixture(config, family),
+        mixture=mixture,
+        unread=unread_keys(config, family),
         biases=frozenset(family.biased if family.bias_key is None or getattr(config, family.bias_key) else ()),
         rope_theta=theta,
         rope_type=rope_type,
@@ -262,11 +261,14 @@ def _check_family(raw: Mapping[str, Any], path: Path) -> str:
     return model_type
 
 
-def _frequencies(
-    config: PretrainedConfig, family: Family, context: int
-) -> tuple[float, str, Float[Tensor, " pair"], float]:
+def _frequencies(config: PretrainedConfig, family: Family) -> tuple[float, str, Float[Tensor, " pair"], float]:
     """Return base, type, frequencies, and the factor on cosines and sines."""
     parameters = config.rope_parameters
+    if by_layer := [key for key, value in parameters.items() if isinstance(value, dict)]:
+        raise UnsupportedModelError(
+            f"This {family.title} model cannot be converted: its layers have RoPE of several kinds, and in DeepSeek-V3 "
+            f"all have the same (config.json: rope_parameters has {_short(by_layer[0])})."
+        )
     rope_type, partial = parameters.get("rope_type"), parameters.get("partial_rotary_factor", 1)
     if rope_type not in _ROPE:
         raise UnsupportedModelError(f"RoPE type {_short(rope_type)} is not supported; supported: {', '.join(_ROPE)}.")
@@ -274,12 +276,6 @@ def _frequencies(
         raise UnsupportedModelError(
             f"This {family.title} model cannot be converted: heads that are rotated only in part are not supported "
             f"(config.json: partial_rotary_factor = {_short(partial)})."
-        )
-    short = parameters.get("original_max_position_embeddings")
-    if rope_type == "longrope" and isinstance(short, int) and context > short:
-        raise UnsupportedModelError(
-            f"This {family.title} model cannot be converted: its RoPE changes its frequencies beyond {short} tokens "
-            f"(config.json: rope_type = 'longrope'). For contexts within, pass --max-position-embeddings {short}."
         )
     try:
         theta, scaling = float(parameters["rope_theta"]), 1.0
@@ -289,13 +285,14 @@ def _frequencies(
             frequencies = 1.0 / (theta**exponents)
         else:
             frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+            scaling = float(scaling)
     except Exception as error:  # transformers computes with whatever the config holds
         raise CheckpointError(f"config.json: rope_parameters cannot be used: {_sentence(error)}.") from None
     if not (frequencies.isfinite() & (frequencies > 0)).all() or not 0 < scaling < math.inf:
         raise CheckpointError(
             f"config.json: rope_parameters must give positive frequencies, found {_short(frequencies.tolist())}."
         )
-    return theta, rope_type, frequencies, float(scaling)
+    return theta, rope_type, frequencies, scaling
 
 
 def _sentence(error: Exception) -> str:

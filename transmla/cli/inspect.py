@@ -49,7 +49,7 @@ def inspect_model(
 
 def inspection_view(inspection: Inspection) -> Group:
     """Lay an inspection out for people, within 80 columns."""
-    from transmla.cli.plan_view import left_over_row
+    from transmla.cli.plan_view import left_over_row, unread_row
 
     facts = facts_table(inspection.model)
     rows = {
@@ -64,7 +64,7 @@ def inspection_view(inspection: Inspection) -> Group:
         f"{inspection.kv_bytes_per_token:,} bytes per token, "
         f"{readable_bytes(inspection.kv_bytes_in_context)} for {inspection.context:,} tokens",
     }
-    for name, value in (rows | left_over_row(inspection.left_over)).items():
+    for name, value in (rows | left_over_row(inspection.left_over) | unread_row(inspection.unread)).items():
         facts.add_row(name, value)
 
     engines = Table(title="Engines", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from transmla.arch.unread import READ_ELSEWHERE
 from transmla.cli.tables import facts_table, readable_bytes, share
 from transmla.convert.plan import PlanSummary
 from transmla.convert.report import ConversionReport
@@ -28,7 +29,7 @@ def plan_table(plan: PlanSummary) -> Table:
         f"{readable_bytes(plan.library_memory_bytes)}",
         "Engines": ", ".join(plan.engines) or "none takes these sizes; --engine NAME tells what it needs",
     }
-    rows |= left_over_row(plan.left_over)
+    rows |= left_over_row(plan.left_over) | unread_row(plan.unread)
     for name, value in rows.items():
         table.add_row(name, value)
     for prediction in plan.predictions:
@@ -45,6 +46,14 @@ def left_over_row(names: Sequence[str]) -> dict[str, str]:
     if not names:
         return {}
     return {"Left over": f"{len(names)} tensors that DeepSeek-V3 has no place for, the first is {names[0]}"}
+
+
+def unread_row(keys: Sequence[str]) -> dict[str, str]:
+    """Name the keys of config.json that decide nothing in transformers, and in the result."""
+    if not keys:
+        return {}
+    named = ", ".join(f"{key} ({READ_ELSEWHERE[key]})" if key in READ_ELSEWHERE else key for key in keys)
+    return {"Unread": f"of config.json: {named}; transformers does not read it, and the result does without"}
 
 
 def report_table(report: ConversionReport) -> Table:

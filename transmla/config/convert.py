@@ -19,7 +19,8 @@ _MAX_POSITION_EMBEDDINGS: Any = Field(
     None,
     ge=1,
     description="Longest context of the result, in tokens; the source's by default. A model with a sliding window, or "
-    "with a RoPE that changes on the way, can be converted for contexts within.",
+    "with a RoPE that changes on the way, can be converted for contexts within; one whose RoPE is scaled for longer "
+    "ones (linear, yarn), for contexts up to there.",
 )
 
 

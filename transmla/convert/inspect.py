@@ -31,6 +31,7 @@ class Inspection(BaseModel):
     kv_bytes_per_token: int
     kv_bytes_in_context: int
     left_over: tuple[str, ...]
+    unread: tuple[str, ...]
     engines: tuple[Verdict, ...]
     candidates: tuple[Candidate, ...]
 
@@ -67,6 +68,7 @@ def inspect(request: InspectRequest) -> Inspection:
         kv_bytes_per_token=spec.cache_numbers * token_bytes,
         kv_bytes_in_context=spec.cache_numbers * token_bytes * request.context,
         left_over=opened.left_over,
+        unread=tuple(sorted(spec.unread)),
         engines=tuple(map(ways.verdict, ENGINES)),
         candidates=tuple(ways.candidates()),
     )

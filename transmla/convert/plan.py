@@ -59,6 +59,7 @@ class PlanSummary(BaseModel):
         peak_memory_bytes: of the whole process; ``library_memory_bytes`` of them it takes whatever it converts.
         left_over: names of tensors that are not converted.
         warnings: what may not be as it was meant, a sentence each.
+        unread: keys of the source's config.json that transformers does not read, and the result does not have.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,6 +88,7 @@ class PlanSummary(BaseModel):
     predictions: tuple[Prediction, ...] = ()
     left_over: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,6 +299,7 @@ class ConversionPlan:
             predictions=self.predictions,
             left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
             warnings=tuple(self._warnings()),
+            unread=tuple(sorted(spec.unread)),
         )
 
     @property
