@@ -175,3 +175,9 @@ def test_what_no_router_of_the_target_does_is_refused(tmp_path, family, override
     source = tiny_checkpoint(tmp_path / "source", family=family, **override)
     with pytest.raises(UnsupportedModelError, match=message):
         plan_conversion(asked(source, tmp_path / "out", "text.txt", **SIZES))
+
+
+def test_a_mixture_of_one_expert_is_refused(tmp_path):
+    source = tiny_checkpoint(tmp_path / "one", family="mixtral", num_local_experts=1, num_experts_per_tok=1)
+    with pytest.raises(UnsupportedModelError, match=r"two experts or more.*num_local_experts = 1"):
+        plan_conversion(asked(source, tmp_path / "out", exact=True, calibration=("none",)))

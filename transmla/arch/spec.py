@@ -232,6 +232,11 @@ def _mixture(config: PretrainedConfig, family: Family) -> Mixture | None:
             f"config.json: a token cannot have {mixture.num_experts_per_tok} of {mixture.num_experts} experts of "
             f"{mixture.intermediate_size} numbers."
         )
+    if mixture.num_experts == 1:
+        raise UnsupportedModelError(
+            f"This {family.title} model cannot be converted: DeepSeek-V3 chooses among two experts or more, and this "
+            "one has a single one, so that it is a dense model by another name (config.json: num_local_experts = 1)."
+        )
     return mixture
 
 
