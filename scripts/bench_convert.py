@@ -4,8 +4,8 @@ Beside it, just before and just after: a plain pass of the source over as many t
 conversion can take, one of the source and one of the converted layers.
 
 Without --model it makes random Llama checkpoints of growing depth, which shows what grows with depth and what does not.
-What the libraries take is measured on a conversion of next to nothing; the peak that ``--dry-run`` predicts beyond that
-stands beside the measured one:
+What the libraries take is measured on a conversion of next to nothing; the peak that ``--dry-run`` predicts, for the
+whole process as well, stands beside the measured one:
 
     python scripts/bench_convert.py --depths 4 8 16 32 --threads 2 -- --method rorope
     python scripts/bench_convert.py --depths 2 4 --hidden-size 2048
@@ -86,8 +86,11 @@ def plain_pass(model: str, options: argparse.Namespace) -> dict[str, float]:
 
 def make_checkpoint(folder: Path, *, num_layers: int, hidden_size: int) -> None:
     """Write a random Llama with a tokenizer, and a text that it can be calibrated on beside it."""
+    import random
+
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -102,17 +105,8 @@ def make_checkpoint(folder: Path, *, num_layers: int, hidden_size: int) -> None:
         head_dim=64,
     )
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="32MB")
-    make_text(folder, vocab_size=VOCAB_SIZE)
 
-
-def make_text(folder: Path, *, vocab_size: int) -> None:
-    """Put a tokenizer into a model's folder, and a text of random words beside it."""
-    import random
-
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = [f"w{index}" for index in range(vocab_size)]
+    words = [f"w{index}" for index in range(VOCAB_SIZE)]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=words[0]).save_pretrained(folder)

@@ -101,7 +101,6 @@ def make(folder: Path, run: Run) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    from scripts.bench_convert import make_text
     from scripts.plan_large import make_holes
 
     logging.disable_progress_bar()
@@ -117,7 +116,23 @@ def make(folder: Path, run: Run) -> None:
         make_holes(folder, config, dtype=dtype)
     else:
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
-    make_text(folder, vocab_size=4096)
+    make_text(folder)
+
+
+def make_text(folder: Path) -> None:
+    """Put a tokenizer of single bytes into a model's folder, which any family's class reads, and a text beside it."""
+    import random
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    text = "".join(random.Random(0).choices("abcdefghij klmnop", k=200_000))
+    folder.with_suffix(".txt").write_text(text, encoding="utf-8")
 
 
 def bench(name: str, scratch: Path, *, threads: int) -> dict[str, Any]:

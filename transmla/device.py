@@ -27,7 +27,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     # PyTorch asserts, rather than raises, when it was built without the device's backend.
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"The device {name!r} cannot be used here: pass --device {' or '.join(_here())}.") from None
+        raise UsageError(f"The device {name!r} cannot be used here: pass --device {', '.join(_here())}.") from None
     return device
 
 

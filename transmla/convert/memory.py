@@ -20,8 +20,9 @@ from transmla.convert.sizes import PREDICTION_WINDOWS, MLASizes
 
 #: What Python, PyTorch and Transformers take, with a tokenizer and a skeleton of the model: whatever is converted.
 LIBRARIES = 450_000_000
-# What an allocator holds beyond what is asked of it.
-_SLACK = 1.05
+# What the allocator holds between blocks, beyond what is asked of it: a share, up to what smaller blocks may add up to,
+# for the largest are given back at once (`transmla.device.reuse_memory`).
+_HELD, _MOST_HELD = 0.25, 350_000_000
 _SINGLE, _DOUBLE, _COMPLEX = 4, 8, 16
 # As in `transmla.calibration.moments`: probabilities at once, and queries between two that are pooled.
 _PROBABILITIES, _STRIDE = 2**21, 4
@@ -58,10 +59,11 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Bytes of the whole process, the libraries among them."""
-        return LIBRARIES + round(_SLACK * max(stage() for stage in self.stages.values()))
+        asked = max(stage() for stage in self.stages.values())
+        return LIBRARIES + asked + round(min(_HELD * asked, _MOST_HELD))
 
     @property
-    def stages(self) -> Mapping[str, Callable[[], float]]:
+    def stages(self) -> Mapping[str, Callable[[], int]]:
         """The stages that this conversion has, in their order."""
         stages = {"embedding": self.embedding, "reading": self.reading}
         if self.with_text:
@@ -82,18 +84,18 @@ class Footprint:
 
     # Stages.
 
-    def embedding(self) -> float:
+    def embedding(self) -> int:
         """The embedding, read and scaled in float32; or read, and the streams of the text taken from it."""
         numbers = self.spec.vocab_size * self.spec.hidden_size
         scaled = numbers * (self.stored.itemsize + (self._scaled if self.scales else self.dtype.itemsize))
-        looked_up = numbers * self.stored.itemsize + self._stream + self._stream * self.stored.itemsize / _SINGLE
+        looked_up = numbers * self.stored.itemsize + self._stream + self._stream * self.stored.itemsize // _SINGLE
         return max(scaled, looked_up if self.with_text else 0)
 
-    def reading(self) -> float:
+    def reading(self) -> int:
         """A source layer as it is stored and as it runs, beside the streams."""
         return self._layer
 
-    def linearizing(self) -> float:
+    def linearizing(self) -> int:
         """Regressions on all inputs: of both streams, with moments of each projection's inputs, and their solutions."""
         width, outputs = self._input, self._queries + self._keys
         inputs = 2 * self._fit_tokens * width * _SINGLE
@@ -101,31 +103,31 @@ class Footprint:
         solving = (3 * width**2 + 5 * self._queries * width) * _DOUBLE
         return self._layer + inputs + sums + max(self._probabilities(1), solving)
 
-    def observing(self) -> float:
+    def observing(self) -> int:
         """Moments are summed over the text, then finished while the sums are there, then held-out windows follow."""
         before = self._layer + self._lessons + self._sums
         if self.method == "exact":
             return before + self._pass
         batch = self._batch * (self._queries + 2 * self._keys + 2 * self._input) * _SINGLE
-        adding = (self._keys_moment + self._values_moment) / 2 + batch + self._probabilities() + self._pooling
-        return before + max(adding + self._pass / 2, self._finishing, self._sums + self._pass)
+        adding = (self._keys_moment + self._values_moment) // 2 + batch + self._probabilities() + self._pooling
+        return before + max(adding + self._pass // 2, self._finishing, self._sums + self._pass)
 
-    def predicting(self) -> float:
+    def predicting(self) -> int:
         """As observing, on a few windows, with the moments of the layer before; then a search for each split."""
         tokens = min(PREDICTION_WINDOWS, self.request.num_windows) * self.request.window
         before = self._layer - self._streams + tokens * self.spec.hidden_size * _SINGLE + 2 * self._sums
         return before + max(self._finishing, self._searching)
 
-    def splitting(self) -> float:
+    def splitting(self) -> int:
         """The weights in float64, and either the way to the first functionals or the search for better ones."""
         return self._layer + self._lessons + self._moments + self._searching + self._attention * _DOUBLE
 
-    def learning(self) -> float:
+    def learning(self) -> int:
         """The refit of the output, and Adam on all factors; the factors in float64 are there until that is done."""
         before = self._layer + self._lessons + self._moments + self._attention * (_DOUBLE + _SINGLE)
         return before + max(self._refitting, self._healing if self.request.heal_steps else 0)
 
-    def folding(self) -> float:
+    def folding(self) -> int:
         """The factors, the same in DeepSeek's format, and cast."""
         factor = _SINGLE if self.with_text or self.method == "exact" else _DOUBLE
         queries = self.spec.num_attention_heads * self.sizes.qk_head_dim * self._query_input
@@ -137,14 +139,14 @@ class Footprint:
         made = max(2 * queries * factor, written)
         return self._layer + self._lessons + self._moments + self._attention * factor + made
 
-    def advancing(self) -> float:
+    def advancing(self) -> int:
         """What was written is read back in float32, judged, and passed by the converted stream."""
         written = self._attention * (2 * _SINGLE + self.dtype.itemsize) + self._others * self.dtype.itemsize
         output = self._queries * self.spec.hidden_size * _SINGLE
         judged = max(self._attending, self._pass if self.method == "complex" else 0)
         return self._layer + self._lessons + self._moments + written + output + judged
 
-    def experts(self) -> float:
+    def experts(self) -> int:
         """One expert read, in use and written, and what waits for its experts of both streams."""
         assert self.spec.mixture is not None
         numbers = 3 * self.spec.mixture.intermediate_size * self.spec.hidden_size
@@ -158,7 +160,7 @@ class Footprint:
     # What stages hold.
 
     @property
-    def _layer(self) -> float:
+    def _layer(self) -> int:
         """A source layer as it is stored, in the type of the products and its attention in float32; the streams."""
         spec = self.spec
         projections = (2 * self._queries + 2 * self._keys) * spec.hidden_size
@@ -172,7 +174,7 @@ class Footprint:
         return _SINGLE if self.stored == torch.float32 else 2 * _SINGLE
 
     @property
-    def _lessons(self) -> float:
+    def _lessons(self) -> int:
         """Inputs and wanted outputs of the windows to learn on, and of those held out."""
         if not self.with_text:
             return 0
@@ -180,21 +182,21 @@ class Footprint:
         return tokens * (self._input + self.spec.hidden_size) * _SINGLE
 
     @property
-    def _sums(self) -> float:
+    def _sums(self) -> int:
         """Sums of the moments; exact layers need none."""
         if self.method == "exact":
             return 0
         return 2 * self._input**2 * _DOUBLE + self._keys_moment + self._values_moment
 
     @property
-    def _moments(self) -> float:
+    def _moments(self) -> int:
         """Moments as they are kept; without text all heads have the same."""
         if self.with_text or self.method == "exact":
             return self._sums
         return (2 * self._input**2 + 2 * self._joint**2) * _DOUBLE
 
     @property
-    def _finishing(self) -> float:
+    def _finishing(self) -> int:
         """The moments made of their sums: quotients, products, and what makes an indefinite one definite."""
         pooled = self._fit_tokens // _STRIDE
         # A moment of fewer tokens than numbers has no Cholesky factor, so that its eigenvectors are needed.
@@ -202,13 +204,13 @@ class Footprint:
         return self._keys_moment + (4 if definite else 5) * self._values_moment
 
     @property
-    def _pooling(self) -> float:
+    def _pooling(self) -> int:
         """Pooled tokens of a piece, keys weighted for each head, and the products of both."""
         tokens, heads = self.request.window * self._piece, self.spec.num_attention_heads
-        return tokens * self._joint * (2 * heads / _STRIDE + 2 * self.spec.num_key_value_heads) * _SINGLE
+        return tokens * self._joint * (2 * heads // _STRIDE + 2 * self.spec.num_key_value_heads) * _SINGLE
 
     @property
-    def _searching(self) -> float:
+    def _searching(self) -> int:
         """Weights in float64; the way to the first functionals, or the search for better ones."""
         weights = (2 * self._queries + 2 * self._keys) * self._input * _DOUBLE
         joint, width = self._joint, self._input
@@ -216,7 +218,7 @@ class Footprint:
         return weights + max(start, self._refining if self.method == "complex" else 0, self._compressing)
 
     @property
-    def _refining(self) -> float:
+    def _refining(self) -> int:
         """L-BFGS on the functionals: its history, and a cost with what its gradient needs."""
         spec, sizes = self.spec, self.sizes
         heads, joint = spec.num_attention_heads, self._joint
@@ -229,7 +231,7 @@ class Footprint:
         return (history + turning + by_head + by_group) * _DOUBLE + copied
 
     @property
-    def _compressing(self) -> float:
+    def _compressing(self) -> int:
         """Queries through fewer numbers, or through one projection for all heads."""
         if self.sizes.q_lora_rank is None:
             return 0
@@ -240,31 +242,31 @@ class Footprint:
         return (9 * numbers**2 + 3 * numbers * self._input) * _DOUBLE
 
     @property
-    def _refitting(self) -> float:
+    def _refitting(self) -> int:
         hidden, queries = self.spec.hidden_size, self._queries
         solving = (queries**2 + 4 * queries * hidden) * _DOUBLE
         summing = self._attending + 2 * self._batch * queries * _SINGLE
         return (queries**2 + queries * hidden) * _DOUBLE + max(solving, summing)
 
     @property
-    def _healing(self) -> float:
+    def _healing(self) -> int:
         """Factors, gradients and Adam's two moments; what the backward pass needs of a batch."""
         half = 0 if self._computed == torch.float32 else self._attention * self._computed.itemsize
-        return 5 * self._attention * _SINGLE + half + 2.5 * self._attending
+        return 5 * self._attention * _SINGLE + half + 5 * self._attending // 2
 
     @property
-    def _attending(self) -> float:
+    def _attending(self) -> int:
         """Queries, keys and values of a batch as the converted attention makes them, padded to one size."""
         sizes = self.sizes
         return self._batch * self.spec.num_attention_heads * (5 * sizes.qk_head_dim + sizes.qk_rope_head_dim) * _SINGLE
 
     @property
-    def _pass(self) -> float:
+    def _pass(self) -> int:
         """A batch inside a decoder layer."""
         wide = 0 if self.spec.mixture else 3 * self.spec.intermediate_size * self._computed.itemsize
         return self._batch * (wide + 6 * self.spec.hidden_size * _SINGLE)
 
-    def _probabilities(self, piece: int | None = None) -> float:
+    def _probabilities(self, piece: int | None = None) -> int:
         """Logits, probabilities and costs of a piece, and the sums of one window's costs along diagonals."""
         each = self.spec.num_attention_heads * self.request.window**2
         return (3 * (piece or self._piece) + 4) * each * _SINGLE
@@ -297,11 +299,11 @@ class Footprint:
         return self._input if self.sizes.q_lora_rank is None else self.sizes.q_lora_rank
 
     @property
-    def _keys_moment(self) -> float:
+    def _keys_moment(self) -> int:
         return self.spec.num_key_value_heads * self._joint**2 * _DOUBLE
 
     @property
-    def _values_moment(self) -> float:
+    def _values_moment(self) -> int:
         return self.spec.num_attention_heads * self._joint**2 * _DOUBLE
 
     @property
@@ -328,11 +330,11 @@ class Footprint:
         return 2 if self.method == "complex" else 1
 
     @property
-    def _stream(self) -> float:
+    def _stream(self) -> int:
         return self._tokens * self.spec.hidden_size * _SINGLE
 
     @property
-    def _streams(self) -> float:
+    def _streams(self) -> int:
         return self._num_streams * self._stream if self.with_text else 0
 
     @cached_property

@@ -61,7 +61,9 @@ def _supplements(request: ConvertRequest, change: Change) -> Iterator[Change]:
     exact = change.get("exact", request.exact)
     # Where the logits are to stay as they are, nothing may be rounded.
     dtype: Change = {} if "dtype" in change else {"dtype": "float32" if exact else "bfloat16"}
-    text: Change = {} if request.calibration or "calibration" in change else TEXT
+    # An exact conversion reads no text, but for the routing of experts.
+    other: Change = TEXT if not request.calibration else {"calibration": ()} if exact else {}
+    text: Change = {} if "calibration" in change else other
     biases: Change = {} if "biases" in change else {"biases": "fold"}
     for folded in ({}, biases):
         yield folded
