@@ -283,7 +283,7 @@ def test_the_share_is_what_is_cached(cli, tmp_path, calibration_text, monkeypatc
     plan = json.loads(result.stdout)
     assert plan["share"] == 576 / 8192
     assert result.stderr == f"Warning: {plan['warnings'][0]}\n"
-    assert "7.0% of the source's, not the 50.0% of --kv-ratio: vllm take no other sizes" in plan["warnings"][0]
+    assert "7.0% of the source's, not the 50.0% of --kv-ratio: vLLM (CUDA) dictates its size" in plan["warnings"][0]
     assert "(7.0%)" in cli("convert", *arguments, "--dry-run", "-q").stdout
     inspection = json.loads(cli("inspect", source, "--json").stdout)
     [verdict] = [verdict for verdict in inspection["engines"] if verdict["engine"] == "vllm"]

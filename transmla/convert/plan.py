@@ -35,6 +35,9 @@ from transmla.convert.target import load_target, target_config, target_frequenci
 from transmla.device import choose_device
 from transmla.errors import OutputError, UsageError
 
+# A share of the cache that differs by less is what was asked for.
+_AS_ASKED = 0.01
+
 
 class Prediction(BaseModel):
     """What a split of the cache is predicted to cost.
@@ -325,13 +328,14 @@ class ConversionPlan:
         check_free_space(self.request.output_dir.parent, needed)
 
     def _warnings(self) -> Iterator[str]:
-        if self.request.kv_ratio is not None and (names := dictating(self.request.engine)):
-            share = self.sizes.cache_numbers / self.spec.cache_numbers
-            sizes = sorted({cache for name in names for cache in ENGINES[name].caches})
-            yield (
-                f"The cache will be {share:.1%} of the source's, not the {self.request.kv_ratio:.1%} of --kv-ratio: "
-                f"{' and '.join(names)} take no other sizes than {', '.join(f'{a} + {b}' for a, b in sizes)}."
-            )
+        share, ratio = self.sizes.cache_numbers / self.spec.cache_numbers, self.request.kv_ratio
+        if ratio is not None and abs(share - ratio) > _AS_ASKED:
+            for name in dictating(self.request.engine):
+                sizes = " or ".join(f"{rank} + {rope}" for rank, rope in ENGINES[name].caches)
+                yield (
+                    f"The cache will be {share:.1%} of the source's, not the {ratio:.1%} of --kv-ratio: "
+                    f"{ENGINES[name].title} dictates its size, {sizes}."
+                )
         try:
             self.check_space()
         except OutputError as error:
