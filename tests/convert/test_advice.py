@@ -17,8 +17,9 @@ from tests.factory import tiny_checkpoint
 from transmla.cli.app import app
 from transmla.config import ConvertRequest
 from transmla.convert import choices, run, sizes
-from transmla.convert.plan import Prediction, plan_conversion
+from transmla.convert.plan import plan_conversion
 from transmla.convert.refusal import Refusal
+from transmla.convert.summary import Prediction
 
 # Wide enough for the sizes that vLLM and SGLang insist on.
 WIDE = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 1}

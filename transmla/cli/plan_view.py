@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from transmla.cli.tables import facts_table, readable_bytes, share
-from transmla.convert.plan import PlanSummary
 from transmla.convert.report import ConversionReport
+from transmla.convert.summary import PlanSummary
 
 
 def plan_table(plan: PlanSummary) -> Table:

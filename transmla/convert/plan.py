@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -31,64 +30,13 @@ from transmla.convert.layer import Target
 from transmla.convert.memory import LIBRARIES, Footprint
 from transmla.convert.settle import settle
 from transmla.convert.sizes import MLASizes, dictating, engines_for
+from transmla.convert.summary import PlanSummary, Prediction
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
 from transmla.errors import OutputError, UsageError
 
 # A share of the cache that differs by less is what was asked for.
 _AS_ASKED = 0.01
-
-
-class Prediction(BaseModel):
-    """What a split of the cache is predicted to cost.
-
-    Attributes:
-        error: root of the mean over the layers of ‖error of the attention output‖² / ‖residual stream‖².
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    kv_lora_rank: int
-    qk_rope_head_dim: int
-    error: float
-
-
-class PlanSummary(BaseModel):
-    """What is about to happen, for people and programs.
-
-    Attributes:
-        share: numbers that will be cached, as a share of the source's.
-        peak_memory_bytes: of the whole process; ``library_memory_bytes`` of them it takes whatever it converts.
-        left_over: names of tensors that are not converted.
-        warnings: what may not be as it was meant, a sentence each.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    family: str
-    output_dir: str
-    method: str
-    kv_lora_rank: int
-    qk_rope_head_dim: int
-    qk_nope_head_dim: int
-    v_head_dim: int
-    q_lora_rank: int | None
-    dtype: str
-    source_numbers_per_token_layer: int
-    numbers_per_token_layer: int
-    share: float
-    source_kv_bytes_per_token: int
-    kv_bytes_per_token: int
-    num_layers: int
-    num_shards: int
-    output_bytes: int
-    peak_memory_bytes: int
-    library_memory_bytes: int
-    engines: tuple[str, ...]
-    predictions: tuple[Prediction, ...] = ()
-    left_over: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
