@@ -189,30 +189,18 @@ class TestSizes:
         ("sizes", "message"),
         [
             ((), r"sizes are missing: pass --kv-ratio 0\.5, or pass --exact without --calibration\."),
-            (
-                (*HALF, "--kv-lora-rank", "8", "--qk-rope-head-dim", "4"),
-                "more than one way .*: drop --kv-ratio, or drop --kv-lora-rank and",
-            ),
+            ((*HALF, "--kv-lora-rank", "8", "--qk-rope-head-dim", "4"), "more than one way .*: drop --kv-ratio, or"),
             (("--kv-lora-rank", "8"), "--kv-lora-rank and --qk-rope-head-dim belong together"),
             (("--kv-lora-rank", "0", "--qk-rope-head-dim", "4"), r"--kv-lora-rank: .* \(found 0\)"),
             (("--kv-lora-rank", "8", "--qk-rope-head-dim", "5"), "--qk-rope-head-dim 5 does not fit 2 heads of 16"),
             (("--kv-lora-rank", "60", "--qk-rope-head-dim", "8"), r"60 \+ 8 is out of range"),
             (("--kv-ratio", "1.5"), r"--kv-ratio: .* \(found 1.5\)"),
             (("--kv-ratio", "0.01"), "--kv-ratio 0.01 leaves 0 of 64 numbers per token, too few"),
-            (
-                (*HALF, "--q-lora-rank", "49"),
-                r"--q-lora-rank 49 is out of range \(the hidden size is 48\): pass --q-lora-rank 48\.",
-            ),
-            (
-                (*HALF, "--freq-fold", "3"),
-                "--freq-fold 3 does not share 4 slots .* 8 frequencies: pass --freq-fold 2, or pass --freq-fold 4, or",
-            ),
+            ((*HALF, "--q-lora-rank", "49"), r"out of range \(the hidden size is 48\): pass --q-lora-rank 48\."),
+            ((*HALF, "--freq-fold", "3"), "--freq-fold 3 does not share 4 slots .* among 8 .*: pass --freq-fold 2, or"),
             ((*HALF, "--engine", "tensorrt"), r"--engine: .* \(found 'tensorrt'\)"),
             ((*HALF, "--engine", "vllm"), r"smallest cache for vllm is 256 \+ 64, more than the source's 64"),
-            (
-                (*HALF, "--engine", "mlx", "--profile", "quantizable"),
-                "MLX does not compute --profile quantizable: pass --profile portable",
-            ),
+            ((*HALF, "--engine", "mlx", "--profile", "quantizable"), "MLX .* --profile quantizable: pass --profile po"),
             ((*HALF, "--method", "magic"), r"--method: .*'complex' or 'rorope' \(found 'magic'\)"),
         ],
     )
@@ -237,11 +225,7 @@ class TestSizes:
 
 class TestText:
     def test_flag_is_missing(self, convert_refuses):
-        convert_refuses(
-            USAGE,
-            "calibration text is missing.*: pass --calibration FILE, or pass --calibration none",
-            calibration=None,
-        )
+        convert_refuses(USAGE, "text is missing.*: pass --calibration FILE, or pass .* none", calibration=None)
 
     def test_no_such_file(self, convert_refuses, tmp_path):
         convert_refuses(FAILURE, r"There is no file .*absent.txt", calibration=tmp_path / "absent.txt")

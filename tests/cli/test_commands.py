@@ -13,8 +13,8 @@ import pytest
 from tests.factory import tiny_checkpoint
 from transmla.config import ConvertRequest
 from transmla.convert.inspect import Inspection
-from transmla.convert.plan import PlanSummary
 from transmla.convert.report import ConversionReport
+from transmla.convert.summary import PlanSummary
 
 RECIPES = Path(__file__).parents[2] / "configs" / "convert"
 FEW = ("--num-windows", "4", "--num-heldout-windows", "2", "--window", "32")

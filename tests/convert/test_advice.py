@@ -17,8 +17,9 @@ from tests.factory import tiny_checkpoint
 from transmla.cli.app import app
 from transmla.config import ConvertRequest
 from transmla.convert import choices, run, sizes
-from transmla.convert.plan import Prediction, plan_conversion
+from transmla.convert.plan import plan_conversion
 from transmla.convert.refusal import Refusal
+from transmla.convert.summary import Prediction
 
 # Wide enough for the sizes that vLLM and SGLang insist on.
 WIDE = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 1}
@@ -283,7 +284,7 @@ def test_the_share_is_what_is_cached(cli, tmp_path, calibration_text, monkeypatc
     plan = json.loads(result.stdout)
     assert plan["share"] == 576 / 8192
     assert result.stderr == f"Warning: {plan['warnings'][0]}\n"
-    assert "7.0% of the source's, not the 50.0% of --kv-ratio: vllm take no other sizes" in plan["warnings"][0]
+    assert "7.0% of the source's, not the 50.0% of --kv-ratio: vLLM (CUDA) dictates its size" in plan["warnings"][0]
     assert "(7.0%)" in cli("convert", *arguments, "--dry-run", "-q").stdout
     inspection = json.loads(cli("inspect", source, "--json").stdout)
     [verdict] = [verdict for verdict in inspection["engines"] if verdict["engine"] == "vllm"]

@@ -186,8 +186,8 @@ def test_resumed_it_is_the_same(source, tmp_path, calibration_text, monkeypatch)
         ({"exact": True}, "--exact fits nothing: drop --latent-norm"),
         ({"method": "rorope"}, "--latent-norm live needs --method complex and a text"),
         ({"calibration": "none"}, "--latent-norm live needs --method complex and a text"),
-        ({"profile": "quantizable"}, "drop --profile quantizable"),
-        ({"kv_lora_rank": 1}, "pass --kv-lora-rank 2 or more, found 1"),
+        ({"profile": "quantizable"}, "pass --profile portable"),
+        ({"kv_lora_rank": 1}, "takes one latent number, .*: pass --kv-lora-rank 2"),
         ({"dtype": "float16", "q_lora_rank": 8}, "--latent-norm live without --q-lora-rank"),
     ],
 )

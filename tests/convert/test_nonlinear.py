@@ -163,5 +163,5 @@ def test_a_norm_on_heads_has_no_exact_form(normed, tmp_path, choices, message):
 
 def test_a_bias_on_the_output_stays(calibration_text, tmp_path):
     source = tiny_checkpoint(tmp_path / "source", attention_bias=True)
-    with pytest.raises(UsageError, match="bias on the output of attention: use --biases keep"):
+    with pytest.raises(UsageError, match="bias on the output of attention: pass --biases keep"):
         plan_conversion(asked(source, tmp_path / "out", calibration_text, biases="fold", **SIZES))

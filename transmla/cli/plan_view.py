@@ -8,8 +8,8 @@ from rich.table import Table
 
 from transmla.arch.unread import READ_ELSEWHERE
 from transmla.cli.tables import facts_table, readable_bytes, share
-from transmla.convert.plan import PlanSummary
 from transmla.convert.report import ConversionReport
+from transmla.convert.summary import PlanSummary
 
 
 def plan_table(plan: PlanSummary) -> Table:

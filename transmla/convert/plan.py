@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -32,63 +31,13 @@ from transmla.convert.memory import LIBRARIES, Footprint
 from transmla.convert.opened import fetch_weights, open_model
 from transmla.convert.settle import settle
 from transmla.convert.sizes import MLASizes, dictating, engines_for
+from transmla.convert.summary import PlanSummary, Prediction
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.device import choose_device
 from transmla.errors import OutputError, UsageError
 
-
-class Prediction(BaseModel):
-    """What a split of the cache is predicted to cost.
-
-    Attributes:
-        error: root of the mean over the layers of ‖error of the attention output‖² / ‖residual stream‖².
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    kv_lora_rank: int
-    qk_rope_head_dim: int
-    error: float
-
-
-class PlanSummary(BaseModel):
-    """What is about to happen, for people and programs.
-
-    Attributes:
-        share: numbers that will be cached, as a share of the source's.
-        peak_memory_bytes: of the whole process; ``library_memory_bytes`` of them it takes whatever it converts.
-        left_over: names of tensors that are not converted.
-        warnings: what may not be as it was meant, a sentence each.
-        unread: keys of the source's config.json that transformers does not read, and the result does not have.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    family: str
-    output_dir: str
-    method: str
-    kv_lora_rank: int
-    qk_rope_head_dim: int
-    qk_nope_head_dim: int
-    v_head_dim: int
-    q_lora_rank: int | None
-    dtype: str
-    source_numbers_per_token_layer: int
-    numbers_per_token_layer: int
-    share: float
-    source_kv_bytes_per_token: int
-    kv_bytes_per_token: int
-    num_layers: int
-    num_shards: int
-    output_bytes: int
-    peak_memory_bytes: int
-    library_memory_bytes: int
-    engines: tuple[str, ...]
-    predictions: tuple[Prediction, ...] = ()
-    left_over: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
+# A share of the cache that differs by less is what was asked for.
+_AS_ASKED = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,12 +284,21 @@ class ConversionPlan:
                 "than in the source: repeat --calibration with text of every kind that matters, such as prose, code, "
                 "chat."
             )
-        if self.request.kv_ratio is not None and (names := dictating(self.request.engine)):
-            share = self.sizes.cache_numbers / self.spec.cache_numbers
-            sizes = sorted({cache for name in names for cache in ENGINES[name].caches})
+        share, ratio = self.sizes.cache_numbers / self.spec.cache_numbers, self.request.kv_ratio
+        if ratio is not None and abs(share - ratio) > _AS_ASKED:
+            for name in dictating(self.request.engine):
+                sizes = " or ".join(f"{rank} + {rope}" for rank, rope in ENGINES[name].caches)
+                yield (
+                    f"The cache will be {share:.1%} of the source's, not the {ratio:.1%} of --kv-ratio: "
+                    f"{ENGINES[name].title} dictates its size, {sizes}."
+                )
+        headers = [self.reader.headers[name] for name in self.source_shapes]
+        wider = [header for header in headers if header.dtype.itemsize > self.dtype.itemsize]
+        if wider and self.request.dtype == "auto" and self.dtype != torch.float32:
+            stored = str(wider[0].dtype).removeprefix("torch.")
             yield (
-                f"The cache will be {share:.1%} of the source's, not the {self.request.kv_ratio:.1%} of --kv-ratio: "
-                f"{' and '.join(names)} take no other sizes than {', '.join(f'{a} + {b}' for a, b in sizes)}."
+                f"{len(wider)} tensors are stored in {stored}, {wider[0].name} among them, and will be rounded to the type "
+                f"of the embedding: --dtype float32 keeps them."
             )
         try:
             self.check_space()

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from transmla.convert.plan import PlanSummary
+from transmla.convert.summary import PlanSummary
 
 
 class _Record(BaseModel):

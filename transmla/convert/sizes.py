@@ -237,7 +237,7 @@ def _sizes_for_ratio(ratio: float, spec: AttentionSpec, engines: tuple[EngineNam
         if rank + rope > spec.cache_numbers:
             raise Refusal(
                 f"The smallest cache for {' and '.join(engines)} is {rank} + {rope}, more than the source's "
-                f"{spec.cache_numbers} numbers per token and layer; if that is what you want",
+                f"{spec.cache_numbers} numbers per token and layer",
                 {"kv_lora_rank": rank, "qk_rope_head_dim": rope, "kv_ratio": None},
             )
         return _plain(rank, rope, spec)

@@ -1,0 +1,57 @@
+"""A plan in figures, for people and programs."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Prediction(BaseModel):
+    """What a split of the cache is predicted to cost.
+
+    Attributes:
+        error: root of the mean over the layers of ‖error of the attention output‖² / ‖residual stream‖².
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    error: float
+
+
+class PlanSummary(BaseModel):
+    """What is about to happen, for people and programs.
+
+    Attributes:
+        share: numbers that will be cached, as a share of the source's.
+        peak_memory_bytes: of the whole process; ``library_memory_bytes`` of them it takes whatever it converts.
+        left_over: names of tensors that are not converted.
+        warnings: what may not be as it was meant, a sentence each.
+        unread: keys of the source's config.json that transformers does not read, and the result does not have.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    family: str
+    output_dir: str
+    method: str
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    qk_nope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None
+    dtype: str
+    source_numbers_per_token_layer: int
+    numbers_per_token_layer: int
+    share: float
+    source_kv_bytes_per_token: int
+    kv_bytes_per_token: int
+    num_layers: int
+    num_shards: int
+    output_bytes: int
+    peak_memory_bytes: int
+    library_memory_bytes: int
+    engines: tuple[str, ...]
+    predictions: tuple[Prediction, ...] = ()
+    left_over: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
