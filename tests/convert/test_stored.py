@@ -7,8 +7,9 @@ import json
 from safetensors.torch import load_file, save_file
 
 from tests.convert.examples import randn
-from tests.convert.models import asked, difference, load, load_tensors, logits, read_config, some_ids
+from tests.convert.models import asked, difference, load, load_tensors, logits, read_config, rewritten, some_ids
 from tests.factory import tiny_checkpoint
+from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
 
 
@@ -34,3 +35,15 @@ def test_what_predicts_further_tokens_is_left_over_and_said(tmp_path):
     assert not any("mtp" in name for name in load_tensors(tmp_path / "out"))
     ids = some_ids()
     assert difference(logits(load(tmp_path / "out"), ids), logits(model, ids)) < 1e-4
+
+
+def test_weights_that_are_rounded_because_the_embedding_is_narrower_are_told(tmp_path):
+    def halve(name, tensor):
+        return tensor.bfloat16() if "layers.1" not in name else tensor
+
+    source = rewritten(tiny_checkpoint(tmp_path / "source"), halve)
+    told = plan_conversion(asked(source, tmp_path / "out", exact=True)).summary.warnings
+    assert len(told) == 1
+    assert told[0].startswith("9 tensors are stored in float32, model.layers.1.")
+    kept = plan_conversion(asked(source, tmp_path / "out", exact=True, dtype="float32"))
+    assert kept.summary.warnings == ()

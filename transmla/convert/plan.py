@@ -297,8 +297,8 @@ class ConversionPlan:
         if wider and self.request.dtype == "auto" and self.dtype != torch.float32:
             stored = str(wider[0].dtype).removeprefix("torch.")
             yield (
-                f"{len(wider)} tensors are stored in {stored}, {wider[0].name} among them, and will be rounded to the type "
-                f"of the embedding: --dtype float32 keeps them."
+                f"{len(wider)} tensors are stored in {stored}, {wider[0].name} among them, and will be rounded to the "
+                "type of the embedding: --dtype float32 keeps them."
             )
         try:
             self.check_space()
