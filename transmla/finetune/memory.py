@@ -107,6 +107,9 @@ def _count(config: PreTrainedConfig, setting: Setting, layers: int) -> _Counts:
     config.num_hidden_layers = layers
     if (dense := getattr(config, "first_k_dense_replace", None)) is not None:
         config.first_k_dense_replace = layers if dense >= depth else 0
+    if "rope_type" in (getattr(config, "rope_parameters", None) or {}):
+        # Frequencies take no memory, and some depend on positions, which fake tensors do not have.
+        config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
