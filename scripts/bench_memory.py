@@ -34,6 +34,8 @@ _MIDDLE = {
     "head_dim": 64,
     "vocab_size": 4096,
 }
+# Moments are small in it, so that other stages count.
+_FEW_KEYS = {**_MIDDLE, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 2}
 _7B = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -48,6 +50,8 @@ _1B = {**_8B, "hidden_size": 2048, "intermediate_size": 8192, "head_dim": 64}
 _QWEN = {**_7B, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}
 _SIZES = "--kv-lora-rank 256 --qk-rope-head-dim 64"
 _FIT = f"{_SIZES} --calibration TEXT --num-windows 12 --num-heldout-windows 4"
+_FEW_SIZES = "--kv-lora-rank 64 --qk-rope-head-dim 32"
+_FIT_FEW = f"{_FEW_SIZES} --calibration TEXT --num-windows 12 --num-heldout-windows 4"
 _NONE = f"{_SIZES} --calibration none"
 
 
@@ -91,7 +95,20 @@ RUNS: dict[str, Run] = {
     "qwen3": Run(_FIT, family="qwen3"),
     "qwen3-heal": Run(f"{_FIT} --heal-steps 2", family="qwen3"),
     "mixtral": Run(_FIT, family="mixtral"),
-    "fit-1b": Run(f"--kv-lora-rank 256 --qk-rope-head-dim 64 {_FIT.removeprefix(_SIZES)}", _1B),
+    "few-keys": Run(_FIT_FEW, _FEW_KEYS),
+    "few-keys-none": Run(f"{_FEW_SIZES} --calibration none", _FEW_KEYS),
+    "few-keys-heal": Run(f"{_FIT_FEW} --heal-steps 2 --batch-size 12", _FEW_KEYS),
+    "few-keys-heal-bfloat16": Run(f"{_FIT_FEW} --heal-steps 2 --compute-dtype bfloat16", _FEW_KEYS),
+    "few-keys-live": Run(f"{_FIT_FEW} --latent-norm live", _FEW_KEYS),
+    "few-keys-q-lora-rank": Run(f"{_FIT_FEW} --q-lora-rank 512", _FEW_KEYS),
+    "few-keys-qwen2": Run(_FIT_FEW, _FEW_KEYS, family="qwen2"),
+    "few-keys-qwen3": Run(_FIT_FEW, _FEW_KEYS, family="qwen3"),
+    "few-keys-long-windows": Run(
+        f"{_FEW_SIZES} --calibration TEXT --num-windows 4 --num-heldout-windows 2 --window 1024", _FEW_KEYS
+    ),
+    "few-keys-many-windows": Run(f"{_FEW_SIZES} --calibration TEXT --num-windows 128", _FEW_KEYS),
+    "few-keys-mixtral": Run(_FIT_FEW, _FEW_KEYS, family="mixtral"),
+    "fit-1b": Run(_FIT, _1B),
 }
 
 

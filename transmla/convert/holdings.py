@@ -246,8 +246,14 @@ class Holdings:
         """Numbers of the converted attention."""
         return sum(math.prod(shape) for name, shape in self.layer.items() if ".self_attn." in name)
 
-    @cached_property
+    @property
+    def scaled_numbers(self) -> int:
+        """Numbers of the largest weight that is scaled besides the attention's and the experts'."""
+        return self.spec.intermediate_size * self.spec.hidden_size if self.scales and self.spec.mixture is None else 0
+
+    @property
     def others(self) -> int:
-        """Numbers of the target's layer besides its attention and its routed experts."""
+        """What is written besides attention and experts: the source's own tensors where they need no change."""
         numbers = sum(math.prod(shape) for name, shape in self.layer.items() if not is_expert(name))
-        return numbers - self.attention
+        changed = self.scaled_numbers if self.stored == self.dtype else numbers - self.attention
+        return changed * self.dtype.itemsize

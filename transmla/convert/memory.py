@@ -11,9 +11,9 @@ from transmla.convert.sizes import PREDICTION_WINDOWS
 
 #: What Python, PyTorch and Transformers take, with a tokenizer and a skeleton of the model: whatever is converted.
 LIBRARIES = 450_000_000
-# What the allocator holds between blocks, beyond what is asked of it: a share, up to what smaller blocks may add up to,
-# for the largest are given back at once (`transmla.device.reuse_memory`).
-_HELD, _MOST_HELD = 0.25, 350_000_000
+# What the allocator holds between blocks, beyond what is asked of it, as measured. The largest blocks are given back at
+# once (`transmla.device.reuse_memory`), and an exact layer has few others; those of moments are of every size.
+_LITTLE_HELD, _HELD, _MOST_HELD = 0.05, 0.25, 350_000_000
 
 
 class Footprint(Holdings):
@@ -23,7 +23,8 @@ class Footprint(Holdings):
     def peak(self) -> int:
         """Bytes of the whole process, the libraries among them."""
         asked = max(stage() for stage in self.stages.values())
-        return LIBRARIES + asked + round(min(_HELD * asked, _MOST_HELD))
+        between = _LITTLE_HELD * asked if self.method == "exact" else min(_HELD * asked, _MOST_HELD)
+        return LIBRARIES + asked + round(between)
 
     @property
     def stages(self) -> Mapping[str, Callable[[], int]]:
@@ -95,16 +96,14 @@ class Footprint(Holdings):
         factor = SINGLE if self.with_text or self.method == "exact" else DOUBLE
         queries = self.spec.num_attention_heads * self.sizes.qk_head_dim * self.query_input
         cast = 0 if factor == self.dtype.itemsize else self.dtype.itemsize
-        dense = self.scales and self.spec.mixture is None
-        scaled = self.scaled * self.spec.intermediate_size * self.spec.hidden_size if dense else 0
-        written = self.attention * (factor + cast) + (self.others if cast else 0) * cast + scaled
+        written = self.attention * (factor + cast) + self.others + self.scaled * self.scaled_numbers
         # Queries are put together, and scaled.
         made = max(2 * queries * factor, written)
         return self.source_layer + self.lessons + self.moments + self.attention * factor + made
 
     def advancing(self) -> int:
         """What was written is read back in float32, judged, and passed by the converted stream."""
-        written = self.attention * (2 * SINGLE + self.dtype.itemsize) + self.others * self.dtype.itemsize
+        written = self.attention * (2 * SINGLE + self.dtype.itemsize) + self.others
         output = self.queries * self.spec.hidden_size * SINGLE
         judged = max(self.attending, self.passing if self.method == "complex" else 0)
         return self.source_layer + self.lessons + self.moments + written + output + judged

@@ -26,6 +26,7 @@ from transmla.convert.predict import predict_splits
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.walk import walk_layers
+from transmla.device import trim_memory
 from transmla.errors import CheckpointError, DataError
 from transmla.progress import Progress, Silent
 
@@ -164,6 +165,8 @@ def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
 def _write_outer_tensors(plan: ConversionPlan, writer: CheckpointWriter) -> None:
     """Write embedding, final norm and head; the head is untied and keeps the embedding's unscaled values."""
     family, headers = plan.spec.family, plan.reader.headers
+    # An embedding may be larger than all that a layer needs, and is not to come on top of it.
+    trim_memory()
     for tensor in plan.outer_tensors():
         name = tensor.name if tensor.name in headers else family.embedding
         [weight] = plan.reader.read([name]).values()
