@@ -307,3 +307,50 @@ def test_a_base_model_of_the_hub_is_converted(changed, on_the_hub, tmp_path):
     assert "*.safetensors" in asked
     with torch.no_grad():
         assert torch.allclose(load(folder)(TOKENS).logits, load(tmp_path / "mla")(TOKENS).logits, atol=1e-4)
+
+
+def test_names_that_are_there_with_and_without_the_prefix_are_refused(changed):
+    """Stock transformers reads those without it."""
+
+    def twice(tensors):
+        return tensors | {name.removeprefix("model."): 2 * tensor for name, tensor in tensors.items()}
+
+    assert "is there twice, with and without the prefix model." in refusal(changed(twice))
+
+
+def test_a_class_that_is_named_by_a_word_is_heard(changed):
+    found = refusal(changed(architectures="LlamaForSequenceClassification"))
+    assert "it is a classifier or reward model" in found
+
+
+@pytest.mark.parametrize(
+    ("file", "purpose"),
+    [
+        ("value_head.safetensors", "a reward model"),
+        ("value_head.bin", "a reward model"),
+        ("modules.json", "an embedder of sentence-transformers"),
+    ],
+)
+def test_files_that_say_what_a_model_is_used_for_are_heard(changed, file, purpose):
+    folder = changed()
+    (folder / file).write_text("[]")
+    found = refusal(folder)
+    assert purpose in found
+    assert f"({file})" in found
+    (folder / file).unlink()
+    inspect(InspectRequest(model=str(folder)))
+
+
+def test_tensors_that_nothing_reads_are_told_before_the_work(changed):
+    folder = changed(lambda tensors: tensors | {"model.layers.0.self_attn.q_proj.bias": torch.ones(48)})
+    plan = plan_conversion(ConvertRequest(model=str(folder), output_dir=folder.parent / "out", exact=True))
+    assert plan.summary.warnings == (
+        "1 tensors are left out, model.layers.0.self_attn.q_proj.bias among them: transformers does not read them for "
+        "this family either.",
+    )
+
+
+def test_a_file_of_weights_under_another_name_is_named(changed):
+    folder = changed()
+    (folder / SINGLE_FILE).rename(folder / "model.fp16.safetensors")
+    assert "holds model.fp16.safetensors" in refusal(folder)

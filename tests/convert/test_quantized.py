@@ -97,3 +97,32 @@ def test_such_a_head_is_judged_like_every_other_tensor(llama, tmp_path):
     assert "lm_head.weight is stored as I8" in refusal(folder)
     write_holes(folder / SINGLE_FILE, tensors | {"lm_head.weight": ("BF16", (400, 48))})
     assert "Tensor lm_head.weight has the shape [400, 48]" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        {"_weight_qdata": ("I8", (48, 48)), "_weight_scale": ("F32", (48, 1))},  # torchao
+        {"weight._data": ("I8", (48, 48)), "weight._scale": ("F32", (48, 1))},  # quanto
+        {"trellis": ("I16", (3, 3, 64)), "suh": ("F16", (48,))},  # EXL3
+        {"q_weight": ("I32", (12, 48)), "q_scale": ("I32", (1, 6))},  # EXL2
+    ],
+)
+def test_what_stands_in_the_place_of_a_weight_is_named(llama, tmp_path, instead):
+    folder = shutil.copytree(llama, tmp_path / "source")
+    tensors = {name: ("F32", tuple(tensor.shape)) for name, tensor in load_file(folder / SINGLE_FILE).items()}
+    del tensors[Q]
+    module = Q.removesuffix("weight")
+    write_holes(folder / SINGLE_FILE, tensors | {module + name: value for name, value in instead.items()})
+    found = refusal(folder)
+    assert found.startswith(f"The weights are quantised: {module}")
+
+
+def test_a_quantised_head_is_quantised_and_not_absent(llama, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "source")
+    tensors = {name: ("F32", tuple(tensor.shape)) for name, tensor in load_file(folder / SINGLE_FILE).items()}
+    del tensors["lm_head.weight"]
+    write_holes(
+        folder / SINGLE_FILE, tensors | {"lm_head.qweight": ("I32", (6, 401)), "lm_head.scales": ("F16", (1, 401))}
+    )
+    assert refusal(folder).startswith("The weights are quantised")

@@ -219,6 +219,22 @@ def test_a_cache_that_is_not_read_is_found(verified, sharded, monkeypatch, famil
     assert checks["decoding"][0] == "failed"
 
 
+def test_a_context_with_no_room_for_a_needle(verified, cli, sharded, tmp_path):
+    flags = ["--exact", "--max-position-embeddings", 16, "-q"]
+    assert cli("convert", sharded[0], tmp_path / "mla", *flags).exit_code == 0
+    checks, report = verified(tmp_path / "mla", "--source", sharded[0])
+    assert checks["logits"][0] == "passed", checks["logits"]
+    assert report["logits"]["num_positions"] == 4 * 16
+
+
+def test_a_config_of_another_profile_is_found(verified, sharded, copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-2}))
+    checks, _ = verified(copy, "--source", sharded[0])
+    assert checks["config"][0] == "failed"
+    assert "rms_norm_eps is 0.01, and the recipe says --profile portable" in checks["config"][1]
+
+
 def test_logits_that_say_nothing_are_worth_nothing():
     torch.manual_seed(0)
     source = 3 * torch.randn(2, 5, 11)

@@ -36,9 +36,14 @@ def class_names(names: Iterable[str], family: Family) -> dict[str, str]:
             raise CheckpointError(
                 f"Tensor {name} has {wrapping}. in its name, which {_WRAPPINGS[wrapping]} with save_pretrained."
             )
-    if any(name.startswith((f"{family.layers}.", family.embedding)) for name in stored):
-        return {name: name for name in stored}
     prefix, _, _ = family.layers.rpartition(".")
+    if any(name.startswith((f"{family.layers}.", family.embedding)) for name in stored):
+        if twice := sorted({f"{prefix}.{name}" for name in stored if name.split(".")[0] in _BASE}.intersection(stored)):
+            raise CheckpointError(
+                f"Tensor {twice[0]} is there twice, with and without the prefix {prefix}., and Transformers reads the "
+                "one without: save the model anew with save_pretrained."
+            )
+        return {name: name for name in stored}
     base = family.embedding.removeprefix(f"{prefix}.")
     if base in stored:
         return {name: f"{prefix}.{name}" if name.split(".")[0] in _BASE else name for name in stored}

@@ -21,7 +21,9 @@ _OTHER_PURPOSES = (
 # First parts of the names of heads that put out something else.
 _OTHER_HEADS = {
     **dict.fromkeys(("score", "classifier", "classification_head", "cls"), "a classifier or reward model"),
-    **dict.fromkeys(("v_head", "value_head", "reward_head", "regression_head", "rm_head", "r_head"), "a reward model"),
+    **dict.fromkeys(
+        ("v_head", "value_head", "reward_head", "regression_head", "rm_head", "r_head", "reward"), "a reward model"
+    ),
     "qa_outputs": "a model that marks answers in a text",
 }
 _NO_PLACE = "and DeepSeek-V3 puts out logits of the next token alone"
@@ -34,7 +36,7 @@ def check_purpose(raw: Mapping[str, Any], family: Family) -> None:
         UnsupportedModelError: the class, and what it is.
     """
     named = raw.get("architectures")
-    for name in named if isinstance(named, list) else ():
+    for name in named if isinstance(named, list) else [named]:
         if not isinstance(name, str) or _is_own(name, family):
             continue
         purpose = next((what for parts, what in _OTHER_PURPOSES if any(part in name for part in parts)), None)
@@ -43,6 +45,8 @@ def check_purpose(raw: Mapping[str, Any], family: Family) -> None:
                 f"This {family.title} model cannot be converted: it is {purpose} (config.json: architectures = "
                 f"[{name!r:.80}]), {_NO_PLACE}."
             )
+        if not isinstance(named, list):
+            continue  # Not as transformers writes it, so that a title may stand there.
         raise UnsupportedModelError(
             f"This {family.title} model cannot be converted: config.json names the class {name!r:.80} (architectures), "
             f"which is not {_causal(family)} and may compute something else; if the two compute the same, write "

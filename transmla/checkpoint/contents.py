@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 
 from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE
-from transmla.errors import CheckpointError
+from transmla.errors import CheckpointError, UnsupportedModelError
 
 ADAPTER_CONFIG = "adapter_config.json"
+# What makes another model of a decoder than one that predicts the next token; completes "… is ".
+_OTHER_PURPOSES = {
+    "value_head.safetensors": "a reward model, whose head lies beside the weights",
+    "value_head.bin": "a reward model, whose head lies beside the weights",
+    "modules.json": "an embedder of sentence-transformers",
+}
 #: What says that a folder is more, or less, than its config.json: fetched with it from the hub.
 TELLING_FILES = (
     ADAPTER_CONFIG,
@@ -16,6 +22,7 @@ TELLING_FILES = (
     "quantize_config.json",
     "quant_config.json",
     "quantization_config.json",
+    "modules.json",
 )
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -57,6 +64,20 @@ def check_no_adapter(name: str, folder: Path) -> None:
     )
 
 
+def check_no_other_purpose(name: str, folder: Path) -> None:
+    """Refuse a folder whose files say that the model is used for something else than its logits.
+
+    Raises:
+        UnsupportedModelError: the file, and what it says.
+    """
+    for file, purpose in _OTHER_PURPOSES.items():
+        if (folder / file).is_file():
+            raise UnsupportedModelError(
+                f"{name} is {purpose} ({file}): a conversion would keep the decoder alone. Where that is what you "
+                "want, remove the file."
+            )
+
+
 def no_weights(name: str, folder: Path) -> str:
     """Say that ``folder`` lacks weights that can be read, what it holds instead, and how to get them."""
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
@@ -73,6 +94,11 @@ def no_weights(name: str, folder: Path) -> str:
                 f"{name} has no weights that Transformers reads: {SINGLE_FILE} or {INDEX_FILE} is needed. It holds "
                 f"{found[0]}, weights {whose}: {way}."
             )
+    if found := sorted(path.name for path in folder.glob("*.safetensors")):
+        return (
+            f"{name} has no weights that Transformers reads by itself: {SINGLE_FILE} or {INDEX_FILE} is needed, and it "
+            f"holds {found[0]}; rename a single file, or write the index that belongs to several."
+        )
     return f"{name} has no weights: {SINGLE_FILE} or {INDEX_FILE} is needed."
 
 
@@ -83,7 +109,7 @@ def no_safetensors(name: str) -> str:
 
 def telling_files(folder: Path) -> tuple[str, ...]:
     """Return which files say that the weights are quantised."""
-    return tuple(name for name in TELLING_FILES if name != ADAPTER_CONFIG and (folder / name).is_file())
+    return tuple(name for name in TELLING_FILES if "quant" in name and (folder / name).is_file())
 
 
 def _has_weights(folder: Path) -> bool:

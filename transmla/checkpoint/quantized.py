@@ -35,7 +35,9 @@ def check_unquantized(
     Raises:
         CheckpointError: a tensor that is no float of 16 bits or more, or a scale; what shows it.
     """
+    expected = list(expected)
     packed = next((name for name in expected if name in headers and headers[name].stored_as not in FLOATS), None)
+    packed = packed or _instead(headers, expected)
     signs: dict[str, str] = {}
     for name in headers:
         signs.setdefault(name.rpartition(".")[2], name)
@@ -48,3 +50,14 @@ def check_unquantized(
         f"The weights are quantised: {found}{beside and f', with {beside} beside it'}; floats of 16 bits or more that "
         "stand for themselves are needed: convert the full-precision checkpoint that this one was made from."
     )
+
+
+def _instead(headers: Mapping[str, TensorHeader], expected: Iterable[str]) -> str | None:
+    """Return a tensor that is no float and stands in a module whose weight is absent, whatever its name."""
+    absent = {name.rpartition(".")[0] for name in expected if name not in headers}
+    for name, header in headers.items():
+        parts = name.split(".")
+        modules = {".".join(parts[:count]) for count in range(1, len(parts))}
+        if header.stored_as not in FLOATS and modules & absent:
+            return name
+    return None

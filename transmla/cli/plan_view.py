@@ -45,7 +45,7 @@ def left_over_row(names: Sequence[str]) -> dict[str, str]:
     """Say what of a checkpoint is not converted."""
     if not names:
         return {}
-    return {"Left over": f"{len(names)} tensors that DeepSeek-V3 has no place for, the first is {names[0]}"}
+    return {"Left over": f"{len(names)} tensors that transformers does not read either, the first is {names[0]}"}
 
 
 def unread_row(keys: Sequence[str]) -> dict[str, str]:

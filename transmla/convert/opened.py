@@ -17,7 +17,7 @@ from transmla.arch.purpose import check_head
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe
 from transmla.arch.stored import check_depth, left_over, stored_shapes
-from transmla.checkpoint.contents import telling_files
+from transmla.checkpoint.contents import check_no_other_purpose, telling_files
 from transmla.checkpoint.layout import TensorHeader
 from transmla.checkpoint.quantized import check_unquantized
 from transmla.checkpoint.reader import CheckpointReader, check_headers
@@ -59,6 +59,7 @@ def open_model(request: InspectRequest | ConvertRequest) -> OpenedSource:
         request.model, gguf_file=request.gguf_file, revision=request.revision, token=request.token, weights=False
     )
     config = admit(source.folder)
+    check_no_other_purpose(request.model, source.folder)
     # At a context of one token nothing is refused that a flag could change.
     final = describe(config, max_position_embeddings=1)
     headers = _class_headers(remote_headers(source, token=request.token), final)
@@ -97,11 +98,11 @@ def _check_held(
 ) -> tuple[Skeleton, Mapping[str, torch.Size]]:
     """Make sure that the headers are of all the tensors of the model, and of floats."""
     family, tied = spec.family, bool(config.tie_word_embeddings)
-    check_head(headers, family, tied=tied)
     check_depth(spec, headers)
     skeleton = Skeleton(config)
     # A tied head may be stored all the same, and then counts as stock transformers counts it.
     shapes = stored_shapes(skeleton.shapes, family, headers, tied=tied and family.head not in headers)
     check_unquantized(headers, shapes, telling_files(source.folder))
+    check_head(headers, family, tied=tied)
     check_headers(headers, shapes)
     return skeleton, shapes

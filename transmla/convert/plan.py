@@ -292,6 +292,11 @@ class ConversionPlan:
                     f"The cache will be {share:.1%} of the source's, not the {ratio:.1%} of --kv-ratio: "
                     f"{ENGINES[name].title} dictates its size, {sizes}."
                 )
+        if unused := left_over(self.reader.headers, self.source_shapes, self.spec.family):
+            yield (
+                f"{len(unused)} tensors are left out, {unused[0]} among them: transformers does not read them for this "
+                "family either."
+            )
         headers = [self.reader.headers[name] for name in self.source_shapes]
         wider = [header for header in headers if header.dtype.itemsize > self.dtype.itemsize]
         if wider and self.request.dtype == "auto" and self.dtype != torch.float32:

@@ -36,13 +36,15 @@ def check_comparable(models: Sequence[Source], *, window: int, flag: str = "--wi
         UsageError: the window is longer than a model's context.
     """
     configs = [read_config(model) for model in models]
-    for model, config in zip(models, configs, strict=True):
+    contexts = [getattr(config, "max_position_embeddings", None) for config in configs]
+    # A conversion may reach further than its source says (--max-position-embeddings), and so does its source then.
+    contexts[0] = None if None in contexts else max(context for context in contexts if context is not None)
+    for model, config, context in zip(models, configs, contexts, strict=True):
         if config.vocab_size != configs[0].vocab_size:
             raise CheckpointError(
                 f"{model.name} has {config.vocab_size} tokens in its vocabulary and {models[0].name} has "
                 f"{configs[0].vocab_size}: only a model that was converted from this source can be compared with it."
             )
-        context = getattr(config, "max_position_embeddings", None)
         if context is not None and window > context:
             raise UsageError(f"{model.name} has a context of {context} tokens: lower {flag}, which is {window}.")
 

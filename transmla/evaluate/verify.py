@@ -9,31 +9,35 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from pydantic import computed_field
-from transformers import PreTrainedConfig
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from transmla.arch.experts import ExpertNames, are_packed, unpacked_shapes
 from transmla.arch.family import FAMILIES
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.stored import check_layers, left_over, stored_shapes
 from transmla.calibration.text import load_tokenizer
-from transmla.calibration.tokens import check_known
+from transmla.calibration.tokens import check_known, encode_text
 from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
-from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, REPORT_FILE
+from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, RECIPE_FILE, REPORT_FILE
 from transmla.checkpoint.folder import read_json
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import VerifyRequest
+from transmla.config.request import read_recipe
 from transmla.device import choose_device
-from transmla.errors import TransMLAError, UnsupportedModelError
+from transmla.errors import TransMLAError, UnsupportedModelError, UsageError
 from transmla.evaluate.decoding import LAYERS, DecodingReport, check_decoding
 from transmla.evaluate.haystack import needle_trial
 from transmla.evaluate.models import check_comparable
 from transmla.evaluate.report import Record
 from transmla.evaluate.source_logits import LogitsReport, compare_with_source, speak
-from transmla.modeling.load import load_model, read_config
+from transmla.modeling.load import is_quantizable, load_model, read_config
 from transmla.progress import Progress, Silent
 
+_SENTENCE = "The old captain walked past an empty house before dinner, and remembered the grey river in the morning. "
 TOKENS, TEXTS = 256, 4
 """Of the comparison with the source: tokens of a text, and texts."""
 SAME = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
@@ -139,6 +143,11 @@ class _Run:
 
     def _check_config(self) -> tuple[Outcome, str]:
         self._config = read_config(self._source, computed=False)
+        if is_quantizable(self._config) and self._profile() == "portable":
+            return "failed", (
+                f"rms_norm_eps is {self._config.rms_norm_eps:g}, and the recipe says --profile portable: config.json "
+                "is not the one that was written"
+            )
         return "passed", f"{self._config.model_type}, {self._config.num_hidden_layers} layers"
 
     def _check_files(self) -> tuple[Outcome, str]:
@@ -210,8 +219,7 @@ class _Run:
         assert self._config is not None
         length = min(TOKENS, self._config.max_position_embeddings)
         tokenizer = load_tokenizer(source)
-        trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed) for seed in range(TEXTS)]
-        tokens = torch.tensor([trial.tokens for trial in trials])
+        tokens = _texts(tokenizer, length)
         check_known(tokens, vocab_size=self._config.vocab_size)
         said = speak(load_model(source, dtype="float32", device=device), tokens)
         model = load_model(self._source, dtype="float32", device=device)
@@ -223,6 +231,11 @@ class _Run:
             return "failed", f"{found.summary()}: an exact conversion stays below {limit:g}"
         return "passed", found.summary()
 
+    def _profile(self) -> str | None:
+        """Return the profile that the conversion's recipe names, if there is one."""
+        path = self._source.folder / RECIPE_FILE
+        return read_recipe(path).get("profile") if path.is_file() else None
+
     def _limit(self) -> float | None:
         """Return how far logits may be off, if they are to be the same."""
         folder = self._source.folder
@@ -232,6 +245,16 @@ class _Run:
         if not isinstance(plan, Mapping) or plan.get("method") != "exact":
             return None
         return SAME.get(str(plan.get("dtype")).removeprefix("torch."))
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, length: int) -> Int[Tensor, "texts tokens"]:
+    """Return short texts of one length; in a context that has no room for a needle, the words of a single sentence."""
+    try:
+        trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed) for seed in range(TEXTS)]
+    except UsageError:
+        words = encode_text(_SENTENCE, tokenizer)
+        return torch.tensor([(words * length)[start : start + length] for start in range(TEXTS)])
+    return torch.tensor([trial.tokens for trial in trials])
 
 
 def _expected_shapes(config: PreTrainedConfig, reader: CheckpointReader) -> dict[str, torch.Size]:
