@@ -97,6 +97,7 @@ def test_every_command_of_inspect_is_accepted(cli, sources, long_text, tmp_path,
         words[1] = str(tmp_path / words[1])
         plan = plan_conversion(request_of([str(long_text) if word == "FILE" else word for word in words])).summary
         assert plan.share == way["share"]
+        assert plan.source_kv_bytes_per_token == inspection["kv_bytes_per_token"]
         assert plan.engines
         if "engine" in way:
             assert way["engine"] in plan.engines

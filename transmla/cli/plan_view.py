@@ -20,8 +20,7 @@ def plan_table(plan: PlanSummary) -> Table:
         "Method": plan.method,
         "KV cache": f"{plan.source_numbers_per_token_layer} → {plan.numbers_per_token_layer} numbers per token and "
         f"layer ({plan.kv_lora_rank} latent + {plan.qk_rope_head_dim} rotary)",
-        "": f"{plan.source_kv_bytes_per_token:,} → {plan.kv_bytes_per_token:,} bytes per token in {plan.dtype} "
-        f"({share(plan.share)})",
+        "": _cached_bytes(plan),
         "Head sizes": f"nope {plan.qk_nope_head_dim}, rope {plan.qk_rope_head_dim}, value {plan.v_head_dim}"
         + (f", q_lora_rank {plan.q_lora_rank}" if plan.q_lora_rank else ""),
         "Output": f"{readable_bytes(plan.output_bytes)} in {plan.num_shards} file(s)",
@@ -39,6 +38,17 @@ def plan_table(plan: PlanSummary) -> Table:
             f"error {prediction.error:.3g} of the residual stream, for a mean layer",
         )
     return table
+
+
+def _cached_bytes(plan: PlanSummary) -> str:
+    before, after = f"{plan.source_kv_bytes_per_token:,}", f"{plan.kv_bytes_per_token:,}"
+    if plan.source_dtype == plan.dtype:
+        return f"{before} → {after} bytes per token in {plan.dtype} ({share(plan.share)})"
+    of_bytes = share(plan.kv_bytes_per_token / plan.source_kv_bytes_per_token)
+    return (
+        f"{before} bytes per token in {plan.source_dtype} → {after} in {plan.dtype} "
+        f"({share(plan.share)} of the numbers, {of_bytes} of the bytes)"
+    )
 
 
 def left_over_row(names: Sequence[str]) -> dict[str, str]:

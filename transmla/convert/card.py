@@ -52,7 +52,7 @@ def model_card(plan: ConversionPlan, report: ConversionReport) -> str:
         numbers=summary.numbers_per_token_layer,
         rank=summary.kv_lora_rank,
         rope=summary.qk_rope_head_dim,
-        dtype=summary.dtype,
+        dtype=" → ".join(dict.fromkeys((summary.source_dtype, summary.dtype))),
         source_bytes=summary.source_kv_bytes_per_token,
         bytes=summary.kv_bytes_per_token,
         share=summary.kv_bytes_per_token / summary.source_kv_bytes_per_token,

@@ -222,7 +222,7 @@ class ConversionPlan:
     def summary(self) -> PlanSummary:
         """Put the plan in figures."""
         spec, sizes = self.spec, self.sizes
-        cache_bytes = self.dtype.itemsize * spec.num_hidden_layers
+        stored = self.reader.headers[spec.family.embedding].dtype
         return PlanSummary(
             model=self.source.name,
             family=spec.family.title,
@@ -234,11 +234,12 @@ class ConversionPlan:
             v_head_dim=sizes.v_head_dim,
             q_lora_rank=sizes.q_lora_rank,
             dtype=str(self.dtype).removeprefix("torch."),
+            source_dtype=str(stored).removeprefix("torch."),
             source_numbers_per_token_layer=spec.cache_numbers,
             numbers_per_token_layer=sizes.cache_numbers,
             share=sizes.cache_numbers / spec.cache_numbers,
-            source_kv_bytes_per_token=spec.cache_numbers * cache_bytes,
-            kv_bytes_per_token=sizes.cache_numbers * cache_bytes,
+            source_kv_bytes_per_token=spec.cache_numbers * stored.itemsize * spec.num_hidden_layers,
+            kv_bytes_per_token=sizes.cache_numbers * self.dtype.itemsize * spec.num_hidden_layers,
             num_layers=spec.num_hidden_layers,
             num_shards=len(self.shards),
             output_bytes=sum(shard.nbytes for shard in self.shards),

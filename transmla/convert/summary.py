@@ -22,6 +22,8 @@ class PlanSummary(BaseModel):
 
     Attributes:
         share: numbers that will be cached, as a share of the source's.
+        source_kv_bytes_per_token: in the type that the source is stored in.
+        kv_bytes_per_token: in the type of the output.
         peak_memory_bytes: of the whole process; ``library_memory_bytes`` of them it takes whatever it converts.
         left_over: names of tensors that are not converted.
         warnings: what may not be as it was meant, a sentence each.
@@ -40,6 +42,7 @@ class PlanSummary(BaseModel):
     v_head_dim: int
     q_lora_rank: int | None
     dtype: str
+    source_dtype: str
     source_numbers_per_token_layer: int
     numbers_per_token_layer: int
     share: float
