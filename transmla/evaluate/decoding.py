@@ -22,6 +22,9 @@ PROMPT, STEPS = 24, 8
 """Tokens that are read at once, and then one by one."""
 SAME = 1e-3
 """How far logits in float32 may be off, in standard deviations: a hundred times what is found."""
+NOISE = 10
+"""Times as far as the first token alone may be off without a cache: that is rounding, which a degenerate model can make
+any difference of."""
 
 
 class DecodingReport(Record):
@@ -30,15 +33,18 @@ class DecodingReport(Record):
     Attributes:
         cached: decoded as stock transformers does.
         absorbed: decoded on the latents; ``None`` for a model without any.
+        rounding: of the first token alone, for which there is nothing to cache.
     """
 
     cached: float
     absorbed: float | None = None
+    rounding: float
 
     @property
     def passed(self) -> bool:
         """Whether each form decodes what it reads."""
-        return all(found <= SAME for found in (self.cached, self.absorbed) if found is not None)
+        limit = max(SAME, NOISE * self.rounding)
+        return all(found <= limit for found in (self.cached, self.absorbed) if found is not None)
 
     def summary(self) -> str:
         """Return a sentence for people, without its full stop."""
@@ -53,19 +59,22 @@ def check_decoding(model: PreTrainedModel, *, seed: int = 0) -> DecodingReport:
     vocab_size, context = model.config.vocab_size, getattr(model.config, "max_position_embeddings", None)
     length = min(PROMPT + STEPS, context or PROMPT + STEPS)
     tokens = torch.randint(vocab_size, (1, length), generator=generator).to(model.device)
-    wanted = model(input_ids=tokens, use_cache=False).logits.float()
-    cached = _off(wanted, _decoded(expand(model), tokens))
-    if not has_latent_attention(model):
-        return DecodingReport(cached=cached)
-    report = DecodingReport(cached=cached, absorbed=_off(wanted, _decoded(absorb(model), tokens)))
     expand(model)
-    return report
+    wanted = model(input_ids=tokens, use_cache=False).logits.float()
+    start = max(1, length - STEPS)
+    # As a step of decoding has it, a product of a matrix and a vector, which rounds otherwise.
+    alone = model(input_ids=tokens[:, :1], use_cache=False).logits.float()
+    rounding, cached = _off(wanted[:, :1], alone), _off(wanted, _decoded(model, tokens, start))
+    if not has_latent_attention(model):
+        return DecodingReport(cached=cached, rounding=rounding)
+    absorbed = _off(wanted, _decoded(absorb(model), tokens, start))
+    expand(model)
+    return DecodingReport(cached=cached, absorbed=absorbed, rounding=rounding)
 
 
-def _decoded(model: PreTrainedModel, tokens: Int[Tensor, "1 tokens"]) -> Float[Tensor, "1 tokens vocab"]:
-    """Return the logits of a text whose last tokens come one by one."""
+def _decoded(model: PreTrainedModel, tokens: Int[Tensor, "1 tokens"], start: int) -> Float[Tensor, "1 tokens vocab"]:
+    """Return the logits of a text whose tokens come one by one from ``start`` on."""
     cache = DynamicCache(config=model.config)
-    start = max(1, tokens.shape[1] - STEPS)
     pieces = [tokens[:, :start], *tokens[:, start:].split(1, 1)]
     return torch.cat(
         [model(input_ids=piece, use_cache=True, **{cache_argument(model): cache}).logits.float() for piece in pieces], 1
