@@ -89,8 +89,10 @@ def test_every_way_that_inspect_names_can_be_converted(cli, tmp_path, family, ca
         ("llama", {"num_hidden_layers": 62}, {"mlx": "no", "llama.cpp": "approximate"}),
     ],
 )
-def test_inspect_says_what_every_engine_makes_of_a_model(cli, tmp_path, family, config, expected):
-    source = tiny_checkpoint(tmp_path / "source", family=family, **config)
+def test_inspect_says_what_every_engine_makes_of_a_model(cli, tmp_path, monkeypatch, family, config, expected):
+    # A path is a word of the commands and can't be broken, so the width of 80 holds for short ones.
+    monkeypatch.chdir(tmp_path)
+    source = tiny_checkpoint(Path("source"), family=family, **config)
     verdicts = {
         verdict["engine"]: verdict for verdict in json.loads(cli("inspect", source, "--json").stdout)["engines"]
     }

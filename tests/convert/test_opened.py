@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from tests.convert.models import load
 from tests.convert.sources import refusal
@@ -171,7 +172,13 @@ def test_classes_that_are_no_language_models(changed, architecture, words):
     "classes", [None, [], ["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], "Llama", [3]]
 )
 def test_classes_that_are(changed, classes):
-    inspect(InspectRequest(model=str(changed(architectures=classes))))
+    folder = changed(architectures=classes)
+    try:
+        AutoConfig.from_pretrained(folder)
+    except Exception:  # transformers 5.17 reads lists of words only
+        assert "'architectures'" in refusal(folder)
+    else:
+        inspect(InspectRequest(model=str(folder)))
 
 
 def test_a_mistral_with_layer_types_is_a_mistral_by_its_class(changed, tmp_path):

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from transmla.arch.family import FAMILIES
 from transmla.arch.purpose import check_purpose
-from transmla.arch.spec import load_config, read_raw_config
+from transmla.arch.spec import check_family, load_config, read_raw_config
 from transmla.arch.wrappers import check_no_wrapper
 
 
@@ -22,6 +22,6 @@ def admit(folder: Path) -> PretrainedConfig:
     """
     raw = read_raw_config(folder)
     check_no_wrapper(raw)
-    config = load_config(folder)
-    check_purpose(raw, FAMILIES[config.model_type])
-    return config
+    # Before transformers reads it, which may refuse the spelling of what already decides.
+    check_purpose(raw, FAMILIES[check_family(raw, folder / "config.json")])
+    return load_config(folder)

@@ -60,10 +60,9 @@ def _causal(family: Family) -> str:
 
 def _is_own(name: str, family: Family) -> bool:
     # Whether a base model, or one whose class has no head, can be used is for its weights to tell.
-    causal = _causal(family).casefold()
     # A config of Mistral that has layer_types is read as a Ministral.
-    own = {causal, causal.removesuffix("forcausallm") + "model"}
-    return name.casefold() in own | {spelling.replace("ministral", "mistral") for spelling in own}
+    name, causal = (spelling.casefold().replace("ministral", "mistral") for spelling in (name, _causal(family)))
+    return name in (causal, causal.removesuffix("forcausallm") + "model")
 
 
 def check_head(names: Iterable[str], family: Family, *, tied: bool) -> None:

@@ -116,7 +116,7 @@ def load_config(folder: Path) -> PretrainedConfig:
     """
     path = folder / "config.json"
     raw = read_raw_config(folder)
-    model_type = _check_family(raw, path)
+    model_type = check_family(raw, path)
     # What transformers warns of is either refused below, or nothing that decides anything here.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -130,7 +130,7 @@ def load_config(folder: Path) -> PretrainedConfig:
     finally:
         logging.set_verbosity(verbosity)
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
-    _check_family(raw | {"model_type": config.model_type}, path)
+    check_family(raw | {"model_type": config.model_type}, path)
     if config.is_heterogeneous:
         raise UnsupportedModelError(
             f"This {FAMILIES[config.model_type].title} model cannot be converted: its layers differ, and those of "
@@ -154,6 +154,22 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     return raw if isinstance(raw, dict) else {}
+
+
+def check_family(raw: Mapping[str, Any], path: Path) -> str:
+    """Return the ``model_type`` of a config as it stands, which the table knows.
+
+    Raises:
+        UnsupportedModelError: a family that is not in the table, or none at all.
+    """
+    check_not_refused(raw)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {_short(model_type)} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}. "
+            f"Whether DeepSeek-V3 could hold it has not been looked at.{also_quantized(raw)}"
+        )
+    return model_type
 
 
 def _read_config(folder: Path, model_type: str, raw: dict[str, Any]) -> PretrainedConfig:
@@ -253,17 +269,6 @@ _SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-
-
-def _check_family(raw: Mapping[str, Any], path: Path) -> str:
-    check_not_refused(raw)
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model_type {_short(model_type)} in {path} is not supported; supported: {', '.join(sorted(FAMILIES))}. "
-            f"Whether DeepSeek-V3 could hold it has not been looked at.{also_quantized(raw)}"
-        )
-    return model_type
 
 
 def _frequencies(config: PretrainedConfig, family: Family) -> tuple[float, str, Float[Tensor, " pair"], float]:

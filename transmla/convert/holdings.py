@@ -129,7 +129,7 @@ class Holdings:
         numbers = self.spec.num_attention_heads * (self.spec.head_dim + self.sizes.qk_rope_head_dim)
         if self.request.q_lora_rank is None:
             return 2 * numbers * (self.input_size + self.sizes.q_lora_rank) * DOUBLE
-        return (9 * numbers**2 + 3 * numbers * self.input_size) * DOUBLE
+        return (8 * numbers**2 + 3 * numbers * self.input_size) * DOUBLE
 
     @property
     def refitting(self) -> int:

@@ -12,7 +12,7 @@ from transmla.convert.sizes import PREDICTION_WINDOWS
 #: What Python, PyTorch and Transformers take, with a tokenizer and a skeleton of the model: whatever is converted.
 LIBRARIES = 450_000_000
 # What the allocator holds between blocks, beyond what is asked of it, as measured. The largest blocks are given back at
-# once (`transmla.device.reuse_memory`), and an exact layer has few others; those of moments are of every size.
+# once (`transmla.device.reuse_memory`), and an embedding or an exact layer has few others; moments are of every size.
 _LITTLE_HELD, _HELD, _MOST_HELD = 0.05, 0.25, 350_000_000
 
 
@@ -22,9 +22,11 @@ class Footprint(Holdings):
     @property
     def peak(self) -> int:
         """Bytes of the whole process, the libraries among them."""
-        asked = max(stage() for stage in self.stages.values())
-        between = _LITTLE_HELD * asked if self.method == "exact" else min(_HELD * asked, _MOST_HELD)
-        return LIBRARIES + asked + round(between)
+        return LIBRARIES + max(self._with_gaps(name, stage()) for name, stage in self.stages.items())
+
+    def _with_gaps(self, stage: str, asked: int) -> int:
+        large = self.method == "exact" or stage == "embedding"
+        return asked + round(_LITTLE_HELD * asked if large else min(_HELD * asked, _MOST_HELD))
 
     @property
     def stages(self) -> Mapping[str, Callable[[], int]]:
