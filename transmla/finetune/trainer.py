@@ -67,6 +67,9 @@ class FinetuneTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        if self.args.device.type == "cpu":
+            # To resume, Transformers 5.17 loads the optimizer to "cpu:1" in the second process; torch knows "cpu" only.
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
         self._teaching, self._writer, self._note = teaching, writer, note
         self._trained_weights, self._merged = trained_weights, merged
         self._parts = torch.zeros(2, device=self.args.device)
