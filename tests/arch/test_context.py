@@ -130,7 +130,7 @@ def test_what_bounds_the_context_is_told_once_and_after_what_is_final(settled, f
         ({"sliding_window": 0}, "sliding_window must be a number of tokens, found 0"),
         ({"sliding_window": -1}, "sliding_window must be a number of tokens, found -1"),
         ({"sliding_window": "9"}, "sliding_window must be a number of tokens, found '9'"),
-        ({"layer_types": [FULL, SLIDING]}, "sliding_window must be a number of tokens, found None"),
+        ({"layer_types": [FULL, SLIDING]}, "layer_types has sliding_attention, and there is no sliding_window"),
         (
             {
                 "rope_parameters": {

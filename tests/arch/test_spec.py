@@ -231,6 +231,18 @@ def test_what_is_no_json_object_is_refused(tmp_path, content, error, message):
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize("keys", [{"quantization_config": "none"}, {"dtype": "auto"}, {"dtype": "torch.bfloat16"}])
+def test_the_key_that_transformers_fails_on_is_named(tmp_path, keys):
+    tiny_checkpoint(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    [(key, value)] = keys.items()
+    with pytest.raises(
+        CheckpointError, match=rf"is not a valid llama config: .* \(config\.json: {key} = '{value}'\)\."
+    ):
+        load_config(tmp_path)
+
+
 def test_an_absent_config_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read as JSON: .*No such file"):
         load_config(tmp_path)

@@ -126,11 +126,13 @@ def test_a_text_part_that_is_not_named_is_what_transformers_takes_it_for():
     assert "gemma" in said(model_type="paligemma", text_config={"hidden_size": 64})
 
 
-def test_quantised_wrappers_are_told_both():
+@pytest.mark.parametrize("inside", [False, True])
+def test_quantised_wrappers_are_told_both(inside):
+    quantized = {"quantization_config": {"quant_method": "fp8"}}
     found = said(
         model_type="novel_vl",
-        text_config={"model_type": "llama", **LLAMA},
-        quantization_config={"quant_method": "fp8"},
+        text_config={"model_type": "llama", **LLAMA, **(quantized if inside else {})},
+        **({} if inside else quantized),
     )
     assert "a text part that is convertible" in found
     assert found.endswith("Its weights are quantised besides (config.json: quantization_config, fp8).")
@@ -138,7 +140,13 @@ def test_quantised_wrappers_are_told_both():
 
 @pytest.mark.parametrize(
     "config",
-    [{"model_type": "llama", **LLAMA}, {"model_type": "phi-msft", "img_processor": None}, {"text_config": None}, {}],
+    [
+        {"model_type": "llama", **LLAMA},
+        {"model_type": "llama", **LLAMA, "text_config": {}},
+        {"model_type": "phi-msft", "img_processor": None},
+        {"text_config": None},
+        {},
+    ],
 )
 def test_what_is_no_wrapper_passes(config):
     check_no_wrapper(config)

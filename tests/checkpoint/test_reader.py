@@ -118,6 +118,10 @@ def cut(path):
         (cut, r"truncated: \d+ bytes, its header needs \d+"),
         (lambda path: path.write_bytes(path.read_bytes() + b"xx"), "its header accounts for only"),
         (lambda path: path.write_bytes(path.read_bytes()[:20]), "truncated inside its header"),
+        (
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+            "model.safetensors is not the file itself but a pointer of git-lfs to it: run git lfs pull",
+        ),
         (lambda path: path.write_bytes(b"abc"), "not a safetensors file"),
         (lambda path: path.write_bytes(b"\xff" * 64), "not a safetensors file"),
         (lambda path: path.write_bytes(struct.pack("<Q", 4) + b"[1]]"), "not valid safetensors JSON"),

@@ -182,6 +182,7 @@ REFUSED = [
     ("llama", ["--kv-lora-rank", "1", "--qk-rope-head-dim", "8", "--latent-norm", "live", *TEXT]),
     ("scaled", [*HALF, "--method", "rorope", *TEXT]),
     ("llama", ["--exact", "--profile", "quantizable"]),
+    ("llama", ["--exact", "--profile", "quantizable", "--engine", "vllm"]),
     ("qwen2", ["--exact", "--profile", "quantizable"]),
     ("qwen2", [*HALF, "--profile", "quantizable", *TEXT]),
     ("biased output", [*HALF, "--profile", "quantizable", *TEXT]),

@@ -13,6 +13,8 @@ from tests.convert.sources import refusal
 from tests.factory import tiny_checkpoint
 from tests.published.checkpoints import write_holes
 from transmla.checkpoint.layout import SINGLE_FILE
+from transmla.config import InspectRequest
+from transmla.convert.inspect import inspect
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,14 @@ def test_every_tensor_that_is_read_counts(llama, tmp_path, name, spelling, shape
         {"codes": ("I16", (96, 6, 1)), "codebooks": ("F16", (1, 256, 1, 8)), "scales": ("F16", (96, 1, 1, 1))},
         # As wide as floats, and yet to be multiplied.
         {"weight": ("BF16", (96, 48)), "weight_scale": ("BF16", (96, 1))},
+        {"weight": ("BF16", (96, 48)), "weight.scale": ("BF16", (96, 1))},
+        {"weight": ("BF16", (96, 48)), "pre_quant_scale": ("BF16", (48,)), "input_scale": ("F32", ())},
+        {"weight": ("BF16", (96, 48)), "ZeroPoint_and_scale": ("BF16", (48,))},
     ],
-    ids=["GPTQ", "compressed-tensors", "NVFP4", "bitsandbytes", "MLX", "HQQ", "AQLM", "not yet multiplied"],
+    ids=[
+        *("GPTQ", "compressed-tensors", "NVFP4", "bitsandbytes", "MLX", "HQQ", "AQLM", "not yet multiplied"),
+        *("scale of a weight", "smoothed", "a name of its own"),
+    ],
 )
 def test_the_layouts_of_quantisers_are_known_without_a_word_in_the_config(llama, tmp_path, instead):
     folder = shutil.copytree(llama, tmp_path / "source")
@@ -79,6 +87,15 @@ def test_the_layouts_of_quantisers_are_known_without_a_word_in_the_config(llama,
     assert "The weights are quantised" in found
     assert "quantize_config.json" in found
     assert "is absent" not in found
+
+
+@pytest.mark.parametrize("scale", ["k_proj.k_scale", "v_proj.output_scale", "q_proj.input_scale", "k_scale"])
+def test_scales_of_what_goes_through_leave_the_weights_what_they_are(llama, tmp_path, scale):
+    folder = shutil.copytree(llama, tmp_path / "source")
+    tensors = {name: ("F32", tuple(tensor.shape)) for name, tensor in load_file(folder / SINGLE_FILE).items()}
+    name = f"model.layers.0.self_attn.{scale}"
+    write_holes(folder / SINGLE_FILE, tensors | {name: ("F32", ())})
+    assert inspect(InspectRequest(model=str(folder))).left_over == (name,)
 
 
 def test_an_unknown_type_ends_in_a_sentence(llama, tmp_path):

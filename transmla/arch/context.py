@@ -29,6 +29,11 @@ class Bound:
     reason: str
 
 
+def longest_context(config: PretrainedConfig) -> int:
+    """Return how many tokens a context of the result may have at most."""
+    return min([_reach(config), *(bound.tokens for bound in _bounds(config))])
+
+
 def choose_context(config: PretrainedConfig, title: str, asked: int | None) -> int:
     """Return the longest context of the result, in tokens.
 
@@ -42,16 +47,16 @@ def choose_context(config: PretrainedConfig, title: str, asked: int | None) -> i
         UnsupportedModelError: within such a context the source does what the target cannot.
         CheckpointError: keys that contradict each other.
     """
-    bounds, own, reach = list(_bounds(config)), config.max_position_embeddings, _reach(config)
+    own, reach = config.max_position_embeddings, _reach(config)
     # One advice, and one that holds: the tightest bound.
-    longest = min([reach, *(bound.tokens for bound in bounds)])
+    longest = longest_context(config)
     if asked is not None and asked > reach:
         further = f", and its RoPE reaches {reach}" if reach > own else ""
         within = f": pass {longest} at most" if longest != own else ""
         raise UsageError(f"--max-position-embeddings {asked} is more than the model's {own}{further}{within}.")
     context = own if asked is None else asked
     if context > longest:
-        bound = min(bounds, key=lambda bound: bound.tokens)
+        bound = min(_bounds(config), key=lambda bound: bound.tokens)
         raise UnsupportedModelError(
             f"This {title} model cannot be converted for contexts of {context} tokens: {bound.reason} "
             f"(config.json: {bound.found}). For contexts within, pass --max-position-embeddings {longest}."
@@ -107,7 +112,14 @@ def _window(config: PretrainedConfig) -> tuple[str, int] | None:
             "(config.json: layer_types)."
         )
     if "sliding_attention" in (kinds or ()):
-        return "sliding_window", _tokens("sliding_window", getattr(config, "sliding_window", None))
+        window = getattr(config, "sliding_window", None)
+        if window is None:
+            raise CheckpointError(
+                "config.json contradicts itself: layer_types has sliding_attention, and there is no sliding_window, or "
+                "use_sliding_window is off; Transformers cannot run such a model. Where no layer has a window, remove "
+                "layer_types."
+            )
+        return "sliding_window", _tokens("sliding_window", window)
     keys = tuple(_WINDOWS)
     if kinds is not None:
         # A class without types of layers masks by its window all the same.

@@ -126,7 +126,8 @@ def load_config(folder: Path) -> PretrainedConfig:
         scaling = raw.get("rope_scaling")
         old = isinstance(scaling, dict) and scaling.get("type") == "su"
         hint = " (transformers reads the spelling su no more: write longrope in its place)" if old else ""
-        raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}{hint}.") from None
+        found = _culprit(model_type, raw, _sentence(error))
+        raise CheckpointError(f"{path} is not a valid {model_type} config: {_sentence(error)}{found}{hint}.") from None
     finally:
         logging.set_verbosity(verbosity)
     # A config may ask for another class than it names: mistral with layer_types is a ministral.
@@ -170,6 +171,25 @@ def check_family(raw: Mapping[str, Any], path: Path) -> str:
             f"Whether DeepSeek-V3 could hold it has not been looked at.{also_quantized(raw)}"
         )
     return model_type
+
+
+def _culprit(model_type: str, raw: Mapping[str, Any], sentence: str) -> str:
+    """Name the key without which transformers would read a config, where its own sentence does not."""
+
+    def is_read(keys: Mapping[str, Any]) -> bool:
+        try:
+            AutoConfig.for_model(
+                model_type, **{key: value for key, value in keys.items() if key != "model_type"}
+            ).to_dict()
+        except Exception:
+            return False
+        return True
+
+    if model_type in CONFIG_MAPPING and not is_read(raw):
+        for key, value in raw.items():
+            if key not in sentence and is_read({other: raw[other] for other in raw if other != key}):
+                return f" (config.json: {key} = {_short(value)})"
+    return ""
 
 
 def _read_config(folder: Path, model_type: str, raw: dict[str, Any]) -> PretrainedConfig:

@@ -63,10 +63,11 @@ def check_no_wrapper(raw: Mapping[str, Any]) -> None:
         return
     named, model_type = raw.get("model_type"), part.raw.get("model_type")
     name = f"This {named} model" if isinstance(named, str) else "This model"
+    quantized = also_quantized(raw) or also_quantized(part.raw)
     if not isinstance(model_type, str):
         raise UnsupportedModelError(
             f"{name} is a wrapper around a text part ({part.where}) whose model_type config.json does not name, so "
-            f"that nothing is known of it; only whole language models are converted.{also_quantized(raw)}"
+            f"that nothing is known of it; only whole language models are converted.{quantized}"
         )
     family = FAMILIES.get(_COMPUTED_AS.get(model_type, ""))
     text = f"{model_type} ({part.where}{f', on text alone {family.title}' if family else ''})"
@@ -80,12 +81,12 @@ def check_no_wrapper(raw: Mapping[str, Any]) -> None:
         "unknown": f"around a text part, {text}, and whether that could be converted has not been looked at; wrappers "
         "are not converted yet.",
     }
-    raise UnsupportedModelError(f"{name} is a wrapper {sentence[verdict.kind]}{also_quantized(raw)}")
+    raise UnsupportedModelError(f"{name} is a wrapper {sentence[verdict.kind]}{quantized}")
 
 
 def _find_text_part(raw: Mapping[str, Any]) -> _TextPart | None:
     inner, path = raw, []
-    while (key := next((key for key in _TEXT if isinstance(inner.get(key), Mapping)), None)) is not None:
+    while (key := next((key for key in _TEXT if _is_part(inner, key)), None)) is not None:
         inner = inner[key] if "model_type" in inner[key] else {**inner[key], "model_type": _default_text(inner)}
         path.append(key)
     if path:
@@ -93,6 +94,11 @@ def _find_text_part(raw: Mapping[str, Any]) -> _TextPart | None:
     if any(raw.get(key) for key in _SENSES):
         return _TextPart("in the config itself", {**raw, "model_type": _named(raw)})
     return None
+
+
+def _is_part(raw: Mapping[str, Any], key: str) -> bool:
+    # An empty one is the default of a wrapper, and nothing in the config of a language model.
+    return isinstance(raw.get(key), Mapping) and (bool(raw[key]) or str(raw.get("model_type")) not in FAMILIES)
 
 
 def _default_text(raw: Mapping[str, Any]) -> str | None:

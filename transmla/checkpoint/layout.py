@@ -47,6 +47,9 @@ _BITS_OF_PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 FLOATS = ("F16", "BF16", "F32", "F64")
 _SPELLINGS = {dtype: spelling for spelling, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
+# What git leaves in the place of a large file that it has not fetched.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+IS_POINTER = "is not the file itself but a pointer of git-lfs to it: run git lfs pull, or download the model again"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -103,6 +106,10 @@ def read_headers(path: Path) -> dict[str, TensorHeader]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+            if start == _POINTER:
+                raise CheckpointError(f"{path.name} {IS_POINTER}.")
+            file.seek(0)
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
                 raise CheckpointError(

@@ -11,6 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from transmla.checkpoint.layout import FLOATS, TensorHeader
 from transmla.errors import CheckpointError
 
+# Parts of such names that are telling in any spelling, inside a module whose weight is read; scales of the cache and of
+# what goes through leave the weight what it is.
+_TELLING = ("scale", "zero_point", "zeros", "quant", "absmax", "codebook")
+_HARMLESS = ("k_scale", "v_scale", "kv_scale", "q_scale", "input_scale", "output_scale")
 # Last parts of the names of what stands beside a quantised weight, or in its place; the most telling first.
 _SIGNS = (
     *("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_scales"),
@@ -41,7 +45,8 @@ def check_unquantized(
     signs: dict[str, str] = {}
     for name in headers:
         signs.setdefault(name.rpartition(".")[2], name)
-    shown = [signs[kind] for kind in _SIGNS if kind in signs][:3]
+    shown = [signs[kind] for kind in _SIGNS if kind in signs] or _scales(headers, expected)
+    shown = shown[:3]
     if packed is None and not shown:
         return
     found = f"{packed} is stored as {headers[packed].stored_as}" if packed else f"they hold {shown.pop(0)}"
@@ -50,6 +55,17 @@ def check_unquantized(
         f"The weights are quantised: {found}{beside and f', with {beside} beside it'}; floats of 16 bits or more that "
         "stand for themselves are needed: convert the full-precision checkpoint that this one was made from."
     )
+
+
+def _scales(headers: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """Return what stands beside a weight and changes what it means, by its name, in whatever format."""
+    read, found = set(expected), dict[str, str]()
+    for name in headers:
+        module, _, kind = name.rpartition(".")
+        beside = name not in read and (module in read or f"{module}.weight" in read)
+        if beside and kind not in _HARMLESS and any(part in kind.casefold() for part in _TELLING):
+            found.setdefault(kind, name)
+    return list(found.values())
 
 
 def _instead(headers: Mapping[str, TensorHeader], expected: Iterable[str]) -> str | None:

@@ -52,6 +52,8 @@ def inspection_view(inspection: Inspection) -> Group:
     from transmla.cli.plan_view import left_over_row, unread_row
 
     facts = facts_table(inspection.model)
+    further = inspection.longest_context > inspection.max_position_embeddings
+    raised = f" (--max-position-embeddings {inspection.longest_context} raises it)" if further else ""
     rows = {
         "Family": f"{inspection.family} ({inspection.model_type}), {inspection.num_parameters:,} parameters, "
         f"{inspection.dtype}",
@@ -59,7 +61,7 @@ def inspection_view(inspection: Inspection) -> Group:
         "Heads": f"{inspection.num_attention_heads} query, {inspection.num_key_value_heads} key/value, "
         f"size {inspection.head_dim}",
         "RoPE": f"{inspection.rope_type}, theta {inspection.rope_theta:g}, "
-        f"context {inspection.max_position_embeddings:,}",
+        f"context {inspection.max_position_embeddings:,}{raised}",
         "KV cache": f"{inspection.kv_numbers_per_token_layer} numbers per token and layer, "
         f"{inspection.kv_bytes_per_token:,} bytes per token, "
         f"{readable_bytes(inspection.kv_bytes_in_context)} for {inspection.context:,} tokens",

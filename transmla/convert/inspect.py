@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from transmla.arch.context import longest_context
 from transmla.config import InspectRequest
 from transmla.convert.candidates import Candidate, Candidates, Verdict
 from transmla.convert.engines import ENGINES
@@ -9,7 +10,12 @@ from transmla.convert.opened import open_model
 
 
 class Inspection(BaseModel):
-    """A model's sizes, what engines make of it, and its candidates."""
+    """A model's sizes, what engines make of it, and its candidates.
+
+    Attributes:
+        longest_context: what ``--max-position-embeddings`` may be at most, in tokens.
+        context: the context whose KV cache is computed, in tokens.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,6 +32,7 @@ class Inspection(BaseModel):
     rope_type: str
     rope_theta: float
     max_position_embeddings: int
+    longest_context: int
     context: int
     kv_numbers_per_token_layer: int
     kv_bytes_per_token: int
@@ -63,6 +70,7 @@ def inspect(request: InspectRequest) -> Inspection:
         rope_type=spec.rope_type,
         rope_theta=spec.rope_theta,
         max_position_embeddings=spec.max_position_embeddings,
+        longest_context=longest_context(opened.config),
         context=request.context,
         kv_numbers_per_token_layer=spec.cache_numbers,
         kv_bytes_per_token=spec.cache_numbers * token_bytes,

@@ -77,6 +77,11 @@ class ConversionPlan:
         return bool(self.request.calibration) and self.request.calibration != ("none",)
 
     @property
+    def left_over(self) -> tuple[str, ...]:
+        """Names of tensors that are no part of the model that is converted."""
+        return left_over(self.reader.headers, self.source_shapes, self.spec.family)
+
+    @property
     def live(self) -> bool:
         """Whether the latent norm is a real one."""
         return self.request.latent_norm == "live"
@@ -247,8 +252,8 @@ class ConversionPlan:
             library_memory_bytes=LIBRARIES,
             engines=tuple(engines_for(sizes, spec, self.request)),
             predictions=self.predictions,
-            left_over=left_over(self.reader.headers, self.source_shapes, spec.family),
-            warnings=tuple(self._warnings()),
+            left_over=self.left_over,
+            warnings=tuple(self.warnings()),
             unread=tuple(sorted(spec.unread)),
         )
 
@@ -278,7 +283,8 @@ class ConversionPlan:
         needed = sum(shard.nbytes for shard in self.shards) - reserved_bytes(self.request.output_dir)
         check_free_space(self.request.output_dir.parent, needed)
 
-    def _warnings(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
+        """Say what whoever starts the conversion should know."""
         if self.spec.mixture and len(self.request.calibration) == 1:
             yield (
                 "The routing is fitted on one text, and on text of other kinds tokens may be sent to other experts "
@@ -293,7 +299,7 @@ class ConversionPlan:
                     f"The cache will be {share:.1%} of the source's, not the {ratio:.1%} of --kv-ratio: "
                     f"{ENGINES[name].title} dictates its size, {sizes}."
                 )
-        if unused := left_over(self.reader.headers, self.source_shapes, self.spec.family):
+        if unused := self.left_over:
             yield (
                 f"{len(unused)} tensors are left out, {unused[0]} among them: transformers does not read them for this "
                 "family either."

@@ -124,7 +124,7 @@ def prepare(
     plan = plan_conversion(request, overwrite=overwrite)
     if not dry:
         plan.check_space()
-    for warning in plan.summary.warnings:
+    for warning in plan.warnings():
         tell(warning)
     windows = calibration_windows(plan) if plan.needs_text else None
     splits = candidate_splits(request, plan.spec)

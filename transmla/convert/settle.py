@@ -65,7 +65,9 @@ def _supplements(request: ConvertRequest, change: Change) -> Iterator[Change]:
     other: Change = TEXT if not request.calibration else {"calibration": ()} if exact else {}
     text: Change = {} if "calibration" in change else other
     biases: Change = {} if "biases" in change else {"biases": "fold"}
-    for folded in ({}, biases):
+    # An engine may load no checkpoint of a profile that was asked for.
+    profile: Change = {} if "profile" in change else {"profile": None}
+    for folded in ({}, biases, profile):
         yield folded
         yield {**folded, **text}
         yield {**folded, **dtype}
