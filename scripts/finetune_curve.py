@@ -24,11 +24,12 @@ import yaml
 from rich.console import Console
 from transformers import TrainerCallback
 
-from transmla.calibration.text import consecutive_windows, load_tokenizer, open_documents
 from transmla.checkpoint.source import open_source
 from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
 from transmla.config import EvalRequest, FinetuneRequest
+from transmla.data.documents import open_documents
+from transmla.data.text import consecutive_windows, load_tokenizer
 from transmla.evaluate.run import evaluate
 from transmla.finetune.run import finetune
 

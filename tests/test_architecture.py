@@ -1,6 +1,6 @@
 """The arrows between the rooms of the package, read off every import statement, wherever it stands.
 
-cli → convert | finetune | evaluate → calibration | modeling → arch | checkpoint → config | linalg → errors
+cli → convert | finetune | evaluate → calibration | modeling → data → arch | checkpoint → config | linalg → errors
 """
 
 import ast
@@ -18,6 +18,7 @@ FLOORS = (
     {"cli"},
     {"convert", "finetune", "evaluate"},
     {"calibration", "modeling"},
+    {"data"},
     {"arch", "checkpoint"},
     {"config", "linalg"},
     {"progress", "device", "versions"},

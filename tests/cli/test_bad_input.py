@@ -248,9 +248,7 @@ class TestText:
 
     def test_a_folder(self, convert_refuses, tmp_path):
         (tmp_path / "texts").mkdir()
-        convert_refuses(
-            FAILURE, "texts is a folder: pass one text, JSONL or parquet file", calibration=tmp_path / "texts"
-        )
+        convert_refuses(FAILURE, "texts is a folder: pass a file of it, text", calibration=tmp_path / "texts")
 
     def test_window_beyond_the_context(self, convert_refuses):
         convert_refuses(FAILURE, "--window 513 is longer than the model's context of 512", "--window", "513")

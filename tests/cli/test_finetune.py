@@ -86,8 +86,31 @@ def test_a_source_that_is_gone_is_named(refuses, converted, tmp_path):
 
 
 def test_a_teacher_of_other_tokens_is_refused(refuses, tmp_path):
-    other = tiny_checkpoint(tmp_path / "teacher", vocab_size=400)
-    refuses(1, "400 tokens in its vocabulary and .* has 401", "--teacher", other)
+    other = tiny_checkpoint(tmp_path / "teacher")
+    tokens = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    first, second = (token for token, number in vocabulary.items() if number in (50, 51))
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokens))
+    refuses(1, r"has another tokenizer \(token 50 is .* there and .* here\)", "--teacher", other)
+
+
+def test_a_teacher_without_a_row_for_a_token_is_refused(refuses, tmp_path):
+    other = tiny_checkpoint(tmp_path / "teacher", vocab_size=300)
+    refuses(1, "has 300 embeddings, and none for token 300", "--teacher", other)
+
+
+@pytest.mark.parametrize("num_rows", [395, 480])
+def test_a_padded_teacher_says_once_what_it_teaches(cli, converted, tmp_path, calibration_text, num_rows):
+    other = tiny_checkpoint(tmp_path / "teacher", vocab_size=num_rows)
+    arguments = ["finetune", converted, tmp_path / "out", "--dataset", calibration_text, *FEW, "--teacher", other, "-q"]
+    shared = min(num_rows, 401)
+    plan = json.loads(cli(*arguments, "--dry-run", "--json").stdout)
+    assert plan["num_shared_tokens"] == shared
+    result = cli(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count(f"it teaches over the {shared} tokens that they share") == 1
+    assert json.loads(result.stdout)["num_shared_tokens"] == shared
 
 
 def test_arguments_of_a_recipe_that_trainer_does_not_know(refuses, tmp_path):
@@ -95,7 +118,7 @@ def test_arguments_of_a_recipe_that_trainer_does_not_know(refuses, tmp_path):
     recipe.write_text("training_arguments: {colour: red}\n")
     refuses(2, "Trainer does not take these arguments: .*colour", "--config", recipe)
     recipe.write_text("training_arguments: {seed: 4}\n")
-    refuses(2, "seed is set by a flag, or by transmla itself", "--config", recipe)
+    refuses(2, "training_arguments: seed is --seed here", "--config", recipe)
 
 
 def test_a_dry_run_reads_no_weight(cli, converted, tmp_path, calibration_text):

@@ -111,13 +111,18 @@ def test_a_context_without_room_is_refused(folders):
         evaluate(ask(folders, contexts=(100_000,)))
 
 
+def begun_windows(tokenizer, text, count):
+    """Windows of 64 tokens, each with the token in front that begins a text."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: count * 63]
+    return torch.tensor([[tokenizer.bos_token_id, *ids[start : start + 63]] for start in range(0, count * 63, 63)])
+
+
 def test_greedy_divergence_is_what_writing_shows(folders):
     options = {"dataset": str(folders / "text.txt"), "window": 64, "max_tokens": 640}
     report = evaluate(ask(folders, "exact", "small", greedy_prompts=4, greedy_tokens=24, batch_size=3, **options))
     [greedy] = report.greedy
     tokenizer = tiny_tokenizer()
-    tokens = torch.tensor(tokenizer(TEXT * 30, add_special_tokens=False, verbose=False)["input_ids"][:640])
-    prompts = tokens.view(10, 64)[[0, 2, 5, 7]]
+    prompts = begun_windows(tokenizer, TEXT * 30, 10)[[0, 2, 5, 7]]
     source, *others = (
         write_greedily(AutoModelForCausalLM.from_pretrained(folders / name).eval(), prompts, num_new_tokens=24)[:, 64:]
         for name in ("source", "exact", "small")
@@ -148,7 +153,7 @@ def test_the_last_layer_alone_is_the_last_layer_of_a_hybrid(folders):
     """Brute force: the source up to its last layer, then the converted layer's attention, by hand."""
     options = {"dataset": str(folders / "text.txt"), "window": 64, "max_tokens": 128}
     report = evaluate(ask(folders, "small", per_layer=True, layer_windows=2, **options))
-    tokens = torch.tensor(tiny_tokenizer()(TEXT, add_special_tokens=False)["input_ids"][:128]).view(2, 64)
+    tokens = begun_windows(tiny_tokenizer(), TEXT, 2)
     source, small = (AutoModelForCausalLM.from_pretrained(folders / name).eval() for name in ("source", "small"))
     scale = (small.config.rms_norm_eps / source.config.rms_norm_eps) ** 0.5
     with torch.no_grad():

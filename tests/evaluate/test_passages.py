@@ -67,12 +67,13 @@ def test_documents_are_judged_by_themselves(tmp_path):
     documents = [tokenizer(row)["input_ids"] for row in rows if row]
     assert found.tokens[0].tolist() == documents[0]
     # Too long for a window, the second goes on in further ones; each starts anew.
-    long = [tokens.tolist() for tokens in found.tokens[1 : 1 + -(-len(documents[1]) // 16)]]
-    assert [token for piece in long for token in piece] == documents[1]
-    assert found.num_tokens == sum(map(len, documents))
+    long = [tokens.tolist() for tokens in found.tokens[1 : 1 + -(-len(documents[1][1:]) // 15)]]
+    # Each of them begins as a text does.
+    assert {piece[0] for piece in long} == {documents[1][0]} == {tokenizer.bos_token_id}
+    assert [token for piece in long for token in piece[1:]] == documents[1][1:]
     assert set(found.first) == {1}
     text_bytes = sum(len(row.encode()) for row in rows if row)
-    assert found.tokens_per_byte == found.num_tokens / text_bytes
+    assert found.tokens_per_byte == found.num_positions / text_bytes
 
 
 def test_documents_stop_whole(tmp_path):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.factory import TEXT, tiny_checkpoint, tiny_tokenizer
 from transmla.errors import DataError
 from transmla.finetune.documents import Document, read_documents
-from transmla.finetune.packing import PackedDataset, StreamedDataset, pack
+from transmla.finetune.packing import Counts, PackedDataset, StreamedDataset, pack
 from transmla.finetune.student import IGNORED
 
 CHATML = (
@@ -19,7 +19,10 @@ CHATML = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 # Like some reasoning models': what an earlier answer thought is dropped.
-FORGETFUL = "{% for m in messages %}<|{{ m.role }}|>{% if loop.last %}{{ m.content }}{% endif %}\n{% endfor %}"
+FORGETFUL = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if loop.last %}{{ m.content }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "What turned?"},
@@ -75,7 +78,7 @@ def test_a_text_file_is_one_stream(tokenizer, tmp_path):
     documents = list(read_documents(str(tmp_path / "text.txt"), tokenizer))
     assert [document.begins for document in documents] == [True] + [False] * (len(documents) - 1)
     joined = [token for document in documents for token in document.tokens]
-    assert joined == tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    assert joined == tokenizer(TEXT)["input_ids"]
 
 
 def test_only_what_the_assistant_says_is_learnt(tokenizer, tmp_path):
@@ -85,6 +88,19 @@ def test_only_what_the_assistant_says_is_learnt(tokenizer, tmp_path):
     assert tokenizer.decode(learnt) == "The wheel.<|end|>\nThe ninth.<|end|>\n"
     assert tokenizer.decode(document.tokens).startswith("<|system|>Be brief.<|end|>\n<|user|>What")
     assert document.whole
+
+
+def test_where_earlier_turns_change_each_answer_is_a_document(tokenizer, tmp_path):
+    tokenizer.chat_template = FORGETFUL
+    path = write_rows(tmp_path / "chat.jsonl", [{"messages": CONVERSATION}])
+    documents = list(read_documents(path, tokenizer))
+    assert [tokenizer.decode(document.tokens) for document in documents] == [
+        "<|system|><|user|>What turned?<|assistant|>The wheel.",
+        "<|system|><|user|><|assistant|><|user|>Which winter?<|assistant|>The ninth.",
+    ]
+    for document, answer in zip(documents, ("The wheel.", "The ninth."), strict=True):
+        learnt = [token for token, learn in zip(document.tokens, document.learnt, strict=True) if learn]
+        assert tokenizer.decode(learnt) == answer
 
 
 def test_messages_may_have_another_column(tokenizer, tmp_path):
@@ -97,10 +113,9 @@ def test_messages_may_have_another_column(tokenizer, tmp_path):
     ("template", "row", "message"),
     [
         (None, {"messages": CONVERSATION}, "no chat template"),
-        (FORGETFUL, {"messages": CONVERSATION}, "lays out an earlier turn .* differently"),
-        (CHATML, {"messages": [{"speaker": "a"}]}, "not of the form"),
-        ("{{ raise_exception('only two') }}", {"messages": CONVERSATION}, "does not take a conversation .*only two"),
-        (CHATML, {"text": 3.5}, "holds float, neither text nor"),
+        (CHATML, {"messages": [{"speaker": "a"}]}, "has no role"),
+        ("{{ raise_exception('only two') }}", {"messages": CONVERSATION}, r"does not take the conversation \(only two"),
+        (CHATML, {"text": 3.5}, "holds float, not text"),
     ],
 )
 def test_what_is_no_data_is_refused(tokenizer, tmp_path, template, row, message):
@@ -218,3 +233,28 @@ def test_a_stream_is_the_same_each_time_and_never_ends():
     assert set(once) == {2, 10, 18}
     other = [int(s["input_ids"][0]) for s, _ in zip(StreamedDataset(sources, seed=2), range(50), strict=False)]
     assert other != once
+
+
+@pytest.mark.parametrize(("overflow", "expected"), [("cut", (1, 12)), ("drop", (1, 20)), ("split", (1, 0))])
+def test_what_does_not_fit_into_a_window_is_counted(overflow, expected):
+    short = Document(list(range(10, 16)), [False] * 2 + [True] * 4, whole=True)
+    long = Document(list(range(100, 128)), [False] * 8 + [True] * 20, whole=True)
+    counts = Counts()
+    rows = list(pack([short, long], window=16, pad_token=0, overflow=overflow, counts=counts))
+    assert (counts.num_chats, counts.num_learnable) == (2, 24)
+    assert (counts.num_long, counts.num_lost) == expected
+    seen = [token for row in rows for token, learnt in zip(row.tokens, row.learnt, strict=True) if learnt]
+    assert len(seen) == counts.num_learnable - counts.num_lost
+    assert all(len(row.tokens) == 16 for row in rows)
+
+
+def test_a_window_in_which_a_text_goes_on_begins_as_a_text_does():
+    text = Document([1, *range(10, 50)], [True] * 41)
+    rows = list(pack([text, Document([1, 7, 8], [True] * 3)], window=16, pad_token=0, start=[1]))
+    assert all(len(row.tokens) == 16 and row.tokens[0] == 1 for row in rows)
+    assert [token for row in rows for token in row.tokens if token >= 10] == list(range(10, 50))
+    # What stands in front is given, and what comes after it is learnt.
+    for row in rows[1:]:
+        labels = row.lay_out()["labels"].tolist()
+        assert labels[0] == IGNORED
+        assert labels[1] == row.tokens[1]

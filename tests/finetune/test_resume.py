@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.factory import TEXT
 from tests.finetune.conftest import SHORT, loads, weights
 from transmla.finetune.teacher import Teacher
 from transmla.finetune.trainer import FinetuneTrainer, Watcher
@@ -153,8 +154,53 @@ def test_without_resume_it_starts_anew(cli, interrupted, tmp_path):
 def test_other_settings_do_not_go_on(cli, interrupted, tmp_path):
     result = cli(*interrupted(4), "--resume", "--seed", 3)
     assert result.exit_code == 1
-    assert "another source, text or settings" in result.stderr
+    assert "had --seed 0 (now 3): repeat" in result.stderr
     assert checkpoints(tmp_path / "out")
+
+
+# Some 30 sequences in memory, so that a pass ends after four steps, and the last step of each has fewer batches.
+WAYS = {
+    "memory": ("--gradient-accumulation-steps 2 --dataset {short}", ""),
+    "workers": ("--gradient-accumulation-steps 2 --dataset {short}", "{dataloader_num_workers: 2}"),
+    "persistent": ("--dataset {short}", "{dataloader_num_workers: 1, dataloader_persistent_workers: true}"),
+    "written": ("--gradient-accumulation-steps 2 --dataset {short} --teacher-top-k 4", ""),
+    "stream": ("--gradient-accumulation-steps 2 --streaming --dataset {short}", ""),
+    "streams and workers": ("--streaming --dataset {short} --dataset {long}", "{dataloader_num_workers: 2}"),
+}
+
+
+@pytest.mark.parametrize(("flags", "keys"), WAYS.values(), ids=WAYS)
+def test_the_same_sequences_in_the_same_order(cli, converted, tmp_path, monkeypatch, flags, keys):
+    """Token by token: what a resumed run reads goes on where the interrupted one has saved, within a pass."""
+    words = (TEXT * 4).split()
+    (tmp_path / "short.txt").write_text(" ".join(words[:380]), encoding="utf-8")
+    (tmp_path / "long.txt").write_text(" ".join(words[::-1]), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(f"training_arguments: {keys or '{}'}\n")
+    flags = flags.format(short=tmp_path / "short.txt", long=tmp_path / "long.txt").split()
+    arguments = ["--window", 16, "--num-eval-windows", 2, "--per-device-train-batch-size", 4, "-q", *flags]
+    arguments += ["--config", tmp_path / "recipe.yaml", "--max-steps", 14, "--eval-steps", 3]
+    read: list[list[list[int]]] = []
+    stop = None
+    original = FinetuneTrainer.compute_loss
+
+    def recorded(self, model, inputs, *others, **options):
+        if self.state.global_step == stop:
+            raise KeyboardInterrupt
+        read.append(inputs["input_ids"].tolist())
+        return original(self, model, inputs, *others, **options)
+
+    monkeypatch.setattr(FinetuneTrainer, "compute_loss", recorded)
+    assert cli("finetune", converted, tmp_path / "undisturbed", *arguments).exit_code == 0
+    undisturbed, stop = read[:], 8
+    read.clear()
+    assert cli("finetune", converted, tmp_path / "out", *arguments).exit_code == 130
+    before, stop = read[:], None
+    read.clear()
+    assert cli("finetune", converted, tmp_path / "out", *arguments, "--resume").exit_code == 0
+    assert before == undisturbed[: len(before)]
+    # Steps 7 and 8 were done, and not saved.
+    assert len(read) < len(undisturbed) - len(before) + 5
+    assert read == undisturbed[-len(read) :]
 
 
 def test_a_gradient_that_is_not_finite_stops(cli, converted, calibration_text, tmp_path, monkeypatch):

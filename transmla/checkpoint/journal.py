@@ -11,12 +11,14 @@ from typing import Any
 from transmla.checkpoint.sync import sync
 from transmla.checkpoint.writing import writing
 
+Identity = str | dict[str, Any]
+
 
 class Journal:
     """A file of JSON objects, one a line; the first says what the work belongs to.
 
     Attributes:
-        identity: What the work belongs to, or nothing if there is no record.
+        identity: What the work belongs to, a digest or facts by name, or nothing if there is no record.
         entries: The finished units, oldest first.
     """
 
@@ -26,7 +28,7 @@ class Journal:
         A kill tears the last line. Whatever is behind a damaged one is done once more.
         """
         self._path, self._check = path, check
-        self.identity: str | None = None
+        self.identity: Identity | None = None
         self.entries: list[dict[str, Any]] = []
         if not path.exists():
             return
@@ -38,7 +40,7 @@ class Journal:
             self.identity = good[0][1].get("identity")
             self.entries = [entry for _, entry in good[1:]]
 
-    def start(self, identity: str) -> None:
+    def start(self, identity: Identity) -> None:
         """Begin anew, for work that belongs to ``identity``."""
         self._path.unlink(missing_ok=True)
         self._append({"identity": identity})

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import reprlib
 import shutil
 from pathlib import Path
 from types import TracebackType
 
-from transmla.checkpoint.journal import Journal
+from transmla.checkpoint.journal import Identity, Journal
 from transmla.checkpoint.sync import sync
 from transmla.errors import BusyError, CheckpointError, OutputError
 
@@ -83,12 +84,13 @@ class Staging:
         resumed: Whether finished work of an interrupted run was found, and its files kept.
     """
 
-    def __init__(self, output_dir: Path, *, identity: str, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(self, output_dir: Path, *, identity: Identity, resume: bool = False, overwrite: bool = False) -> None:
         """Create the staging folder, or take up one that an interrupted run has left.
 
         Args:
             output_dir: The folder to publish; see ``check_output``.
-            identity: Whatever must be equal for the files to be of use again, such as a digest of the request.
+            identity: Whatever must be equal for the files to be of use again: a digest of the request, or facts by
+                name, plain enough for JSON, of which those that differ are then named.
             resume: Keep the finished work of an interrupted run; otherwise it is deleted.
             overwrite: Replace an output that exists when publishing.
 
@@ -109,8 +111,8 @@ class Staging:
             if self.resumed and self.journal.identity != identity:
                 os.close(self._lock)
                 raise OutputError(
-                    f"The interrupted run in {self._root} had another source, text or settings: repeat those, or start "
-                    "anew without --resume."
+                    f"The interrupted run in {self._root} had {_differences(self.journal.identity, identity)}: repeat "
+                    "those, or start anew without --resume."
                 )
             if not self.resumed:
                 for folder in (self.folder, self.work):
@@ -201,6 +203,14 @@ class Staging:
         elif error is not None and self._is_ours():
             error.add_note("Continue with --resume.")
         os.close(self._lock)
+
+
+def _differences(old: Identity | None, new: Identity) -> str:
+    """Say what an interrupted run had and this one has not."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return "another source, text or settings"
+    names = [name for name in old | new if name not in old or name not in new or old[name] != new[name]]
+    return ", ".join(f"{name} {reprlib.repr(old.get(name))} (now {reprlib.repr(new.get(name))})" for name in names)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -33,6 +33,7 @@ def convert_model(
     freq_fold: Annotated[int | None, typer.Option(help=_help("freq_fold"))] = None,
     calibration: Annotated[list[str] | None, typer.Option(help=_help("calibration"))] = None,
     text_column: Annotated[str | None, typer.Option(help=_help("text_column"))] = None,
+    bos: Annotated[str | None, typer.Option(help=_help("bos"))] = None,
     num_windows: Annotated[int | None, typer.Option(help=_help("num_windows"))] = None,
     window: Annotated[int | None, typer.Option(help=_help("window"))] = None,
     num_heldout_windows: Annotated[int | None, typer.Option(help=_help("num_heldout_windows"))] = None,

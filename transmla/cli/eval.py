@@ -19,6 +19,7 @@ def evaluate_models(
     converted: Annotated[list[str] | None, typer.Argument(help=_help("converted"))] = None,
     dataset: Annotated[list[str] | None, typer.Option(help=_help("dataset"))] = None,
     text_column: Annotated[str | None, typer.Option(help=_help("text_column"))] = None,
+    bos: Annotated[str | None, typer.Option(help=_help("bos"))] = None,
     window: Annotated[int | None, typer.Option(help=_help("window"))] = None,
     stride: Annotated[int | None, typer.Option(help=_help("stride"))] = None,
     per_document: Annotated[bool | None, typer.Option("--per-document", help=_help("per_document"))] = None,

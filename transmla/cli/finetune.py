@@ -29,6 +29,8 @@ def finetune_model(
     dataset: Annotated[list[str] | None, typer.Option(help=_help("dataset"))] = None,
     eval_dataset: Annotated[list[str] | None, typer.Option(help=_help("eval_dataset"))] = None,
     text_column: Annotated[str | None, typer.Option(help=_help("text_column"))] = None,
+    bos: Annotated[str | None, typer.Option(help=_help("bos"))] = None,
+    overflow: Annotated[str | None, typer.Option(help=_help("overflow"))] = None,
     window: Annotated[int | None, typer.Option(help=_help("window"))] = None,
     num_eval_windows: Annotated[int | None, typer.Option(help=_help("num_eval_windows"))] = None,
     streaming: Annotated[bool | None, typer.Option("--streaming", help=_help("streaming"))] = None,
@@ -108,7 +110,7 @@ def finetune_model(
         from transmla.finetune.run import finetune
 
         with pushing(push_to_hub, request.output_dir, token=request.token):
-            report = finetune(request, progress=progress, tell=tell, resume=resume, overwrite=overwrite)
+            report = finetune(request, progress=progress, tell=tell, warn=_warn, resume=resume, overwrite=overwrite)
     if plot is not None:
         from transmla.finetune.plot import plot_finetune
 
@@ -121,13 +123,18 @@ def finetune_model(
             Console().print(report_table(report))
 
 
+def _warn(line: str) -> None:
+    print(f"Warning: {line}", file=sys.stderr)
+
+
 def plan_table(plan: FinetunePlan) -> Table:
     """Lay a plan out for people, within 80 columns."""
     memory = plan.memory
     table = facts_table(f"{plan.checkpoint} → {plan.output_dir}")
     sequences = "streamed" if plan.num_sequences is None else f"{plan.num_sequences:,} sequences"
     rows = {
-        "Teacher": plan.teacher or "none",
+        "Teacher": (plan.teacher or "none")
+        + (f", over {plan.num_shared_tokens:,} shared tokens" if plan.num_shared_tokens else ""),
         "Trained": f"{plan.train}: {plan.num_trained_parameters:,} parameters",
         "Data": f"{sequences}, {plan.num_heldout_sequences:,} held out",
         "Steps": f"{plan.steps:,} of {plan.tokens_per_step:,} tokens",

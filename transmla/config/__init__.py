@@ -10,12 +10,13 @@ from transmla.config.convert import (
     Method,
     Profile,
 )
-from transmla.config.finetune import FinetuneRequest, Train
-from transmla.config.request import ComputeDtype, OutputDtype, Request, SourceRequest, flag_name, read_recipe
+from transmla.config.finetune import FinetuneRequest, Overflow, Train
+from transmla.config.request import Bos, ComputeDtype, OutputDtype, Request, SourceRequest, flag_name, read_recipe
 
 __all__ = [
     "BenchRequest",
     "Biases",
+    "Bos",
     "ComparisonRequest",
     "ComputeDtype",
     "ConvertRequest",
@@ -27,6 +28,7 @@ __all__ = [
     "LatentNorm",
     "Method",
     "OutputDtype",
+    "Overflow",
     "Profile",
     "Request",
     "SourceRequest",

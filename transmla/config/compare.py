@@ -6,7 +6,16 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from transmla.config.request import ComputeDtype, OutputDtype, Request, SourceRequest, as_tuple, split_at_commas
+from transmla.config.request import (
+    BOS,
+    Bos,
+    ComputeDtype,
+    OutputDtype,
+    Request,
+    SourceRequest,
+    as_tuple,
+    split_at_commas,
+)
 
 
 class ComparisonRequest(Request):
@@ -26,6 +35,7 @@ class EvalRequest(ComparisonRequest):
         (), description="Text, JSONL or parquet file, or hub data set name[:config[:split]]; repeat for several."
     )
     text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
+    bos: Bos = BOS
     window: int = Field(1024, ge=2, description="Tokens that are read at once.")
     stride: int | None = Field(
         None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
-from transmla.config.request import ComputeDtype, OutputDtype, SourceRequest, as_tuple
+from transmla.config.request import BOS, Bos, ComputeDtype, OutputDtype, SourceRequest, as_tuple
 
 Method = Literal["complex", "rorope"]
 Profile = Literal["portable", "quantizable"]
@@ -61,6 +61,7 @@ class ConvertRequest(SourceRequest):
         "repeat to mix several, an equal share of the windows each.",
     )
     text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
+    bos: Bos = BOS
     num_windows: int = Field(128, ge=1, description="Number of calibration windows to fit on.")
     window: int = Field(256, ge=8, description="Tokens per calibration window.")
     num_heldout_windows: int = Field(8, ge=1, description="Further windows, never fitted on, for the reported errors.")

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from transmla.config.request import OutputDtype, Request, as_tuple
+from transmla.config.request import BOS, Bos, OutputDtype, Request, as_tuple
 
 Train = Literal["attention", "all", "lora"]
+Overflow = Literal["cut", "split", "drop"]
 
 
 class FinetuneRequest(Request):
@@ -28,6 +29,12 @@ class FinetuneRequest(Request):
     )
     text_column: str | None = Field(
         None, description="Column that holds the text, or the messages; found by itself when there is one."
+    )
+    bos: Bos = BOS
+    overflow: Overflow = Field(
+        "cut",
+        description="What becomes of a conversation longer than a sequence. cut: its end is lost; split: it goes on in "
+        "the next ones; drop: it is left out. How much is lost is told.",
     )
     window: int = Field(512, ge=8, description="Tokens per sequence; several documents share one, and see only theirs.")
     num_eval_windows: int = Field(32, ge=1, description="Sequences that are held out.")
@@ -97,7 +104,7 @@ class FinetuneRequest(Request):
     eval_steps: int = Field(100, ge=1, description="Measure the held-out sequences and save every so many steps.")
     logging_steps: int = Field(10, ge=1, description="Log the loss every so many steps.")
     save_total_limit: int = Field(1, ge=1, description="Newest checkpoints to keep, besides the best.")
-    seed: int = Field(0, ge=0, description="Seed of the order of the data.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order of the data.")
     report_to: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         (), description="Where Trainer logs to as well: tensorboard, wandb, and others; repeat for several."
     )

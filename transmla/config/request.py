@@ -14,6 +14,13 @@ from transmla.errors import UsageError
 
 OutputDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeDtype = Literal["float32", "bfloat16"]
+Bos = Literal["auto", "always", "never", "once"]
+
+BOS: Any = Field(
+    "auto",
+    description="The token that begins a text, in front of each window. auto: where the tokenizer puts one; always; "
+    "never; once: in front of the whole text only, as GPTQ's tables have it.",
+)
 
 _ARGUMENTS = ("model", "output_dir", "source", "converted", "prompt", "checkpoint")
 

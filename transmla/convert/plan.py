@@ -33,6 +33,7 @@ from transmla.convert.settle import settle
 from transmla.convert.sizes import MLASizes, dictating, engines_for
 from transmla.convert.summary import PlanSummary, Prediction
 from transmla.convert.target import load_target, target_config, target_frequencies
+from transmla.data.documents import Reading
 from transmla.device import choose_device
 from transmla.errors import OutputError, UsageError
 
@@ -50,6 +51,7 @@ class ConversionPlan:
         folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
         residual: factor on everything that is added to the residual stream.
         config: the target's config.json.
+        readings: what became of the rows of the calibration data.
         predictions: of the splits that were compared, where there was text to compare them on.
     """
 
@@ -70,6 +72,7 @@ class ConversionPlan:
     config: dict[str, Any]
     shards: tuple[ShardPlan, ...]
     predictions: tuple[Prediction, ...] = ()
+    readings: tuple[Reading, ...] = ()
 
     @property
     def needs_text(self) -> bool:

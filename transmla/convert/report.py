@@ -31,14 +31,31 @@ class LayerReport(_Record):
     freq_fold: int | None
 
 
+class RowsReport(_Record):
+    """What was read of a data set, as far as windows were needed; see :class:`transmla.data.documents.Reading`."""
+
+    dataset: str
+    columns: tuple[str, ...]
+    unread_columns: tuple[str, ...]
+    num_rows: int
+    num_without_text: int
+
+
 class CalibrationReport(_Record):
-    """The text that was fitted on, and the windows that were held out."""
+    """The text that was fitted on, and the windows that were held out.
+
+    Attributes:
+        bos: what windows begin with, as ``--bos`` says it.
+        rows: of the data sets, in their order; none where an older version wrote them.
+    """
 
     datasets: tuple[str, ...]
     num_windows: int
     num_heldout_windows: int
     window: int
     seed: int
+    bos: str = "never"
+    rows: tuple[RowsReport, ...] = ()
     sha256: str
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 import transformers
@@ -12,8 +12,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 import transmla
-from transmla.calibration.text import load_tokenizer, mixed_windows, open_documents
-from transmla.calibration.tokens import check_known
 from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
 from transmla.checkpoint.publish import Staging
@@ -23,9 +21,12 @@ from transmla.config import ConvertRequest
 from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.predict import predict_splits
-from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
+from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport, RowsReport
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.walk import walk_layers
+from transmla.data.documents import Documents, Reading, with_text
+from transmla.data.text import load_tokenizer, mixed_windows
+from transmla.data.tokens import check_known, text_start
 from transmla.device import trim_memory
 from transmla.errors import CheckpointError, DataError
 from transmla.progress import Progress, Silent
@@ -126,20 +127,29 @@ def prepare(
         plan.check_space()
     for warning in plan.warnings():
         tell(warning)
-    windows = calibration_windows(plan) if plan.needs_text else None
+    readings: list[Reading] = []
+    windows = calibration_windows(plan, note=readings.append) if plan.needs_text else None
+    for sentence in filter(None, (reading.sentence() for reading in readings)):
+        tell(sentence)
     splits = candidate_splits(request, plan.spec)
     if windows is None or plan.method != "complex" or not predict:
-        return plan, windows
+        return replace(plan, readings=tuple(readings)), windows
     predictions = predict_splits(plan, windows, splits, progress=progress)
     if len(splits) > 1:
         # From here on the sizes are as though they had been given: the recipe repeats the result without the search.
         best = predictions[0].model_dump(include={"kv_lora_rank", "qk_rope_head_dim"})
         plan = plan_conversion(request.model_copy(update={"kv_ratio": None, **best}), overwrite=overwrite)
-    return replace(plan, predictions=predictions), windows
+    return replace(plan, predictions=predictions, readings=tuple(readings)), windows
 
 
-def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
+def calibration_windows(
+    plan: ConversionPlan, *, note: Callable[[Reading], None] = lambda reading: None
+) -> Int[Tensor, "windows tokens"]:
     """Return the windows to fit on, then those held out.
+
+    Args:
+        plan: of the conversion.
+        note: is given what became of the rows of each data set.
 
     Raises:
         DataError: the text is absent, unreadable or too short.
@@ -151,14 +161,19 @@ def calibration_windows(plan: ConversionPlan) -> Int[Tensor, "windows tokens"]:
         raise DataError(
             f"--window {request.window} is longer than the model's context of {plan.spec.max_position_embeddings}."
         )
+    tokenizer = load_tokenizer(plan.source)
+    texts = [Documents(text, text_column=request.text_column, tokenizer=tokenizer) for text in request.calibration]
     windows = mixed_windows(
-        [open_documents(text, text_column=request.text_column) for text in request.calibration],
-        load_tokenizer(plan.source),
+        [with_text(text) for text in texts],
+        tokenizer,
         window=request.window,
         num_windows=request.num_windows + request.num_heldout_windows,
         seed=request.seed,
+        start=text_start(tokenizer, request.bos),
     )
     check_known(windows, vocab_size=plan.spec.vocab_size)
+    for text in texts:
+        note(text.reading)
     return windows
 
 
@@ -183,6 +198,8 @@ def _calibration_report(plan: ConversionPlan, windows: Tensor | None) -> Calibra
         num_heldout_windows=request.num_heldout_windows,
         window=request.window,
         seed=request.seed,
+        bos=request.bos,
+        rows=tuple(RowsReport(**asdict(reading)) for reading in plan.readings),
         sha256=hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
     )
 

@@ -26,13 +26,22 @@ class ModelReport(Record):
 
 
 class DataReport(Record):
-    """A text: enough to know whether two reports speak of the same tokens."""
+    """A text: enough to know whether two reports speak of the same tokens.
+
+    ``num_positions`` tokens are judged; ``num_tokens_dropped`` of the text are in no passage, and ``num_without_text``
+    rows hold nothing.
+    """
 
     dataset: str
     protocol: str
     num_tokens: int
     num_passages: int
     num_positions: int
+    num_tokens_dropped: int = 0
+    columns: tuple[str, ...] = ()
+    unread_columns: tuple[str, ...] = ()
+    num_rows: int = 0
+    num_without_text: int = 0
     sha256: str
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StopStringCriteria
 
-from transmla.calibration.text import load_tokenizer
-from transmla.calibration.tokens import check_known, encode_text
 from transmla.checkpoint.source import open_source
 from transmla.config import GenerateRequest
+from transmla.data.template import choose_template
+from transmla.data.text import load_tokenizer
+from transmla.data.tokens import check_known, encode_text
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.cache import use_of_cache
@@ -118,16 +119,20 @@ def render_prompt(request: GenerateRequest, tokenizer: PreTrainedTokenizerBase, 
             why = "--no-chat-template was given" if request.no_chat_template else f"{request.model} has none"
             raise UsageError(f"--system needs a chat template, and {why}: drop --system.")
         return request.prompt
-    if isinstance(templates := tokenizer.chat_template, dict) and "default" not in templates:
+    template = choose_template(tokenizer.chat_template)
+    if template is None:
         raise UsageError(
-            f"{request.model} has several chat templates ({', '.join(templates)}), and none of them is the default: "
-            "pass --no-chat-template."
+            f"{request.model} has several chat templates ({', '.join(tokenizer.chat_template)}), and none of them is "
+            "the default: pass --no-chat-template."
         )
     messages = [{"role": "user", "content": request.prompt}]
     if request.system is not None:
         messages.insert(0, {"role": "system", "content": request.system})
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        prompt = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        return str(prompt)
     # Templates are small programs, and fail in all the ways that programs do.
     except Exception as error:
         remedy = "drop --system" if request.system is not None else "pass --no-chat-template"

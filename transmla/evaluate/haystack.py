@@ -17,7 +17,7 @@ import numpy
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from transmla.calibration.tokens import check_known
+from transmla.data.tokens import check_known
 from transmla.errors import UsageError
 from transmla.evaluate.eval_report import ContextReport, ContextScore, Kind
 from transmla.evaluate.passages import Passages

@@ -5,9 +5,10 @@ Perplexities differ by how a text is cut, so each protocol that people quote is 
 - windows of equal length side by side, as GPTQ's and TransMLA's tables have it;
 - windows that advance by a stride less than their length, where only what is new counts, so that every token is judged
   with much before it;
-- each document by itself, with the token that begins a text where the tokenizer has one.
+- each document by itself.
 
-The first token of a passage is never judged: nothing comes before it.
+Each passage begins with the token that begins a text, where the tokenizer puts one (:mod:`transmla.data.tokens`), and
+what comes after it is judged; without one the first token of a passage is never judged: nothing comes before it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 
 import numpy
 import torch
@@ -25,9 +25,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from transmla.calibration.rows import has_rows, open_rows
-from transmla.calibration.text import choose_column, first_tokens, open_documents, read_text
-from transmla.calibration.tokens import encode_text
+from transmla.config import Bos
+from transmla.data.documents import Documents, Reading, with_text
+from transmla.data.text import TokenizedText
+from transmla.data.tokens import begun, encode_text, text_start
 from transmla.errors import DataError, UsageError
 
 
@@ -39,11 +40,17 @@ class Passages:
         tokens: one tensor for each passage.
         first: index of the first token that is judged, at least 1, for each passage.
         tokens_per_byte: of the text, in UTF-8; turns nats a token into bits a byte.
+        num_dropped: tokens of the text that are in no passage, for they would not fill one.
+        reading: what became of the rows of the data set.
+        chats: whether these hold chats.
     """
 
     tokens: tuple[Int[Tensor, " _"], ...]
     first: tuple[int, ...]
     tokens_per_byte: float
+    num_dropped: int = 0
+    reading: Reading = field(default_factory=lambda: Reading(""))
+    chats: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +86,7 @@ class Passages:
 
     def head(self, count: int) -> Passages:
         """Return the first passages."""
-        return Passages(self.tokens[:count], self.first[:count], self.tokens_per_byte)
+        return replace(self, tokens=self.tokens[:count], first=self.first[:count])
 
     def starts(self, count: int, *, num_tokens: int) -> Int[Tensor, "passages tokens"]:
         """Return the first tokens of passages that are long enough, spread evenly over the text.
@@ -113,11 +120,12 @@ def read_passages(
     per_document: bool = False,
     max_tokens: int | None = None,
     text_column: str | None = None,
+    bos: Bos = "auto",
 ) -> Passages:
     """Read a text and cut it.
 
     Args:
-        dataset: text, JSON lines, JSON or parquet file, or hub data set.
+        dataset: file, or hub data set.
         tokenizer: of the models.
         window: tokens of a passage; those of documents may be shorter.
         stride: tokens by which windows advance; their length by default. A tail shorter than a window is dropped then,
@@ -126,75 +134,85 @@ def read_passages(
         max_tokens: stop after this many, rounded to whole windows where they stand side by side, and up to
             whole documents.
         text_column: column that holds the text.
+        bos: what passages begin with.
 
     Raises:
         DataError: it cannot be read, or is too short.
     """
+    documents = Documents(dataset, text_column=text_column, tokenizer=tokenizer)
+    start = text_start(tokenizer, bos)
     if per_document:
-        return _documents(dataset, tokenizer, window, stride or window, max_tokens, text_column)
-    side_by_side = stride is None or stride >= window
+        return _documents(documents, tokenizer, window, stride or window, max_tokens, bos)
+    # In front of the whole text only, it is one of the text's own tokens.
+    once, start = (start, []) if bos == "once" else ([], start)
+    room = window - len(start)
+    side_by_side = stride is None or stride >= room
     limit = max_tokens
     if limit is not None:
-        limit = max(1, limit // window) * window if side_by_side else max(window, limit)
-    tokens = first_tokens(open_documents(dataset, text_column=text_column), tokenizer, limit)
-    if len(tokens) < window:
+        limit = max(1, limit // window) * room if side_by_side else max(room, limit)
+    text = TokenizedText(with_text(documents), tokenizer, limit)
+    tokens = torch.tensor(begun(text.tokens.tolist(), once), dtype=torch.int64)[:limit] if once else text.tokens
+    if len(tokens) < room:
         raise DataError(
-            f"The text of {dataset} has {len(tokens)} tokens; one window needs {window}: pass more text or lower "
+            f"The text of {dataset} has {len(tokens)} tokens; one window needs {room}: pass more text or lower "
             "--window."
         )
-    if side_by_side:
-        tokens = tokens[: len(tokens) // window * window]
-    num_bytes = len(tokenizer.decode(tokens, clean_up_tokenization_spaces=False).encode())
-    return _passages(list(_slide(tokens, window, stride or window)), len(tokens) / num_bytes)
+    used = len(tokens) // room * room if side_by_side else len(tokens)
+    cuts = list(_slide(tokens[:used], window, stride or window, start))
+    of_text = min(used, len(text.tokens))
+    dropped = len(tokens) - used
+    return _passages(cuts, of_text / text.num_bytes(of_text), dropped, documents)
 
 
 def _documents(
-    dataset: str,
+    documents: Documents,
     tokenizer: PreTrainedTokenizerBase,
     window: int,
     stride: int,
     max_tokens: int | None,
-    text_column: str | None,
+    bos: Bos,
 ) -> Passages:
+    start = text_start(tokenizer, bos)
     cuts: list[tuple[Tensor, int]] = []
-    num_tokens = num_bytes = 0
-    for text in _texts(dataset, text_column):
-        tokens = torch.tensor(encode_text(text, tokenizer), dtype=torch.int64)
+    num_tokens = num_bytes = dropped = 0
+    for text in documents.texts():
+        if not text:
+            continue
+        tokens = torch.tensor(encode_text(text, tokenizer, bos), dtype=torch.int64)
         if len(tokens) > 1:
-            cuts += _slide(tokens, window, stride)
-            num_tokens += len(tokens)
+            inner = tokens[len(start) :] if tokens[: len(start)].tolist() == start else tokens
+            cuts += _slide(tokens, window, stride, []) if bos == "once" else _slide(inner, window, stride, start)
+            num_tokens += len(inner)
             num_bytes += len(text.encode())
+        else:
+            dropped += len(tokens)
         if max_tokens is not None and num_tokens >= max_tokens:
             break
     if not cuts:
-        raise DataError(f"{dataset} holds no document of two tokens or more: pass a data set that does.")
-    return _passages(cuts, num_tokens / num_bytes)
+        raise DataError(f"{documents.dataset} holds no document of two tokens or more: pass a data set that does.")
+    return _passages(cuts, num_tokens / num_bytes, dropped, documents)
 
 
-def _texts(dataset: str, text_column: str | None) -> Iterator[str]:
-    if not has_rows(dataset):
-        yield "".join(read_text(Path(dataset).expanduser()))
-        return
-    column = None
-    for row in open_rows(dataset):
-        column = column or choose_column(dataset, row, text_column)
-        if not isinstance(row[column], str | None):
-            raise DataError(f"Column {column!r} of {dataset} holds {type(row[column]).__name__}, not text.")
-        if row[column]:
-            yield row[column]
-
-
-def _slide(tokens: Int[Tensor, " tokens"], window: int, stride: int) -> Iterator[tuple[Tensor, int]]:
+def _slide(
+    tokens: Int[Tensor, " tokens"], window: int, stride: int, start: Sequence[int] = ()
+) -> Iterator[tuple[Tensor, int]]:
     """Yield windows until all is read, each with the first token that the one before has not judged."""
-    stride = min(stride, window)
-    count = 1 + max(0, math.ceil((len(tokens) - window) / stride))
-    for number in range(count):
-        passage = tokens[number * stride : number * stride + window]
-        first = max(1, window - stride) if number else 1
+    room = window - len(start)
+    stride = min(stride, room)
+    judged = 0
+    for number in range(1 + max(0, math.ceil((len(tokens) - room) / stride))):
+        place = number * stride
+        part = tokens[place : place + room]
+        passage = torch.tensor(begun(part.tolist(), start), dtype=torch.int64) if start else part
+        new = place + len(part) - judged
+        first = max(1, len(passage) - new)
+        judged += new
         if len(passage) > first:
             yield passage, first
 
 
-def _passages(cuts: Sequence[tuple[Tensor, int]], tokens_per_byte: float) -> Passages:
+def _passages(
+    cuts: Sequence[tuple[Tensor, int]], tokens_per_byte: float, num_dropped: int, documents: Documents
+) -> Passages:
     tokens, first = zip(*cuts, strict=True)
-    return Passages(tokens, first, tokens_per_byte)
+    return Passages(tokens, first, tokens_per_byte, num_dropped, documents.reading, documents.are_chats)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from transmla.calibration.text import load_tokenizer
-from transmla.calibration.tokens import check_known
 from transmla.config import BenchRequest, ComparisonRequest, EvalRequest
+from transmla.data.text import load_tokenizer
+from transmla.data.tokens import check_known, text_start
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.bench import bench
@@ -100,7 +100,7 @@ def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[
         check_known(torch.cat(passages.tokens), vocab_size=vocab_size)
     yield CostPart(results=results)
     for dataset, passages in texts.items():
-        yield TextPart(dataset, protocol(request), passages, source=source, **shared)
+        yield TextPart(dataset, protocol(request, passages, tokenizer), passages, source=source, **shared)
     if request.tasks:
         yield TasksPart(
             request.tasks, tokenizer, source=source, num_fewshot=request.num_fewshot, limit=request.limit, **shared
@@ -131,6 +131,7 @@ def _read(dataset: str, request: EvalRequest, tokenizer: PreTrainedTokenizerBase
         per_document=request.per_document,
         max_tokens=request.max_tokens,
         text_column=request.text_column,
+        bos=request.bos,
     )
 
 
@@ -158,8 +159,17 @@ def _check_request(request: EvalRequest) -> None:
     check_tasks(request.tasks)
 
 
-def protocol(request: EvalRequest) -> str:
-    """Say how a text is cut."""
-    words = "each document by itself, up to" if request.per_document else "windows of"
-    overlap = request.stride is not None and request.stride < request.window
-    return f"{words} {request.window} tokens" + (f", stride {request.stride}" if overlap else "")
+def protocol(request: EvalRequest, passages: Passages, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say how a text is joined, cut and judged, which is what perplexities differ by."""
+    said = [f"{'each document by itself, up to' if request.per_document else 'windows of'} {request.window} tokens"]
+    if request.stride is not None and request.stride < request.window:
+        said.append(f"stride {request.stride}")
+    if passages.chats:
+        said.append("chats as their template lays them out")
+    elif passages.reading.columns and not request.per_document:
+        said.append("rows joined by an empty line")
+    start = tokenizer.decode(text_start(tokenizer, request.bos)) if request.bos != "never" else ""
+    where = "the text" if request.bos == "once" else "each"
+    said.append(f"{start} in front of {where}" if start else "no BOS")
+    said.append("all but the first judged" if not start or request.bos == "once" else f"all after {start} judged")
+    return ", ".join(said)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from transmla.calibration.tokens import check_known
+from transmla.data.tokens import check_known
 from transmla.errors import DataError, TransMLAError, UsageError
 from transmla.evaluate.eval_report import TaskReport, TaskScore
 from transmla.evaluate.generation_config import read_settings

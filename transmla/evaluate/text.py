@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -38,7 +40,7 @@ class TextPart:
 
         Args:
             dataset: what the user calls it.
-            protocol: how it is cut, in words.
+            protocol: how it is joined, cut and judged, in words.
             passages: the text itself.
             results: where what is known lies.
             source: that the others are compared with.
@@ -65,6 +67,8 @@ class TextPart:
                     num_tokens=passages.num_tokens,
                     num_passages=len(passages.tokens),
                     num_positions=passages.num_positions,
+                    num_tokens_dropped=passages.num_dropped,
+                    **self._rows,
                     sha256=passages.sha256,
                 ),
                 scores=tuple(
@@ -73,6 +77,12 @@ class TextPart:
                 ),
             )
         ]
+
+    @property
+    def _rows(self) -> dict[str, Any]:
+        rows = asdict(self._passages.reading)
+        del rows["dataset"]
+        return rows
 
     def _read_source(self, source: Subject, progress: Progress) -> Arrays:
         model = source.model

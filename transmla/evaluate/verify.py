@@ -18,8 +18,6 @@ from transmla.arch.experts import ExpertNames, are_packed, unpacked_shapes
 from transmla.arch.family import FAMILIES
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.stored import check_layers, left_over, stored_shapes
-from transmla.calibration.text import load_tokenizer
-from transmla.calibration.tokens import check_known, encode_text
 from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
 from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, RECIPE_FILE, REPORT_FILE
 from transmla.checkpoint.folder import read_json
@@ -27,6 +25,8 @@ from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import VerifyRequest
 from transmla.config.request import read_recipe
+from transmla.data.text import load_tokenizer
+from transmla.data.tokens import check_known, encode_text
 from transmla.device import choose_device
 from transmla.errors import TransMLAError, UnsupportedModelError, UsageError
 from transmla.evaluate.decoding import LAYERS, DecodingReport, check_decoding

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
 
 from transmla.config import FinetuneRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.finetune.data import Data
 from transmla.finetune.packing import PackedDataset
+from transmla.finetune.trainer_keys import check_keys
+from transmla.finetune.trial import check_heard, check_launcher, launched_precision, try_out
 
 
 def training_arguments(request: FinetuneRequest, data: Data, work: Path) -> TrainingArguments:
@@ -24,9 +28,11 @@ def training_arguments(request: FinetuneRequest, data: Data, work: Path) -> Trai
         UsageError: it does not take them.
     """
     device = choose_device(request.device)
+    check_keys(request.training_arguments, {field.name for field in fields(TrainingArguments)})
+    check_launcher(request)
     bf16 = request.bf16
     if bf16 is None:
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = launched_precision() == "bf16" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
     given: dict[str, Any] = {
         name: getattr(request, name)
         for name in (
@@ -61,20 +67,26 @@ def training_arguments(request: FinetuneRequest, data: Data, work: Path) -> Trai
         "disable_tqdm": True,
         "report_to": list(request.report_to) or "none",
     }
-    if taken := (given | own).keys() & request.training_arguments.keys():
-        raise UsageError(f"training_arguments: {min(taken)} is set by a flag, or by transmla itself.")
-    try:
+    with _refusing():
         arguments = TrainingArguments(**given, **own, **request.training_arguments)
-        # What Trainer would find missing once all weights are there.
-        for callback in get_reporting_integration_callbacks(arguments.report_to):
-            callback()
-    except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise UsageError(f"Trainer does not take these arguments: {' '.join(str(error).split())}") from None
     # Several GPUs are for `accelerate launch`: copies of a model within one process cannot share a teacher.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     arguments.max_steps = _num_steps(request, data, arguments)
+    with _refusing():
+        try_out(arguments)
+    check_heard(arguments, request.training_arguments)
     return arguments
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Make a sentence of what Trainer, and what it builds, has to say."""
+    try:
+        yield
+    # They fail in as many ways as there are optimizers and loggers.
+    except Exception as error:
+        raise UsageError(f"Trainer does not take these arguments: {' '.join(str(error).split())}") from None
 
 
 def _num_steps(request: FinetuneRequest, data: Data, arguments: TrainingArguments) -> int:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from transmla.calibration.tokens import check_known
 from transmla.config import FinetuneRequest
+from transmla.data.documents import Documents, Reading
+from transmla.data.tokens import check_known, text_start
 from transmla.errors import DataError
 from transmla.finetune.documents import read_documents
-from transmla.finetune.packing import PackedDataset, Row, StreamedDataset, pack
+from transmla.finetune.packing import Counts, PackedDataset, Row, StreamedDataset, pack
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Data:
     Attributes:
         train: what is learnt.
         heldout: what is not, but measured.
+        told: sentences on what of the data is not learnt; of a stream nobody knows.
         sha256: of all tokens, or of the held-out ones where the rest is streamed.
     """
 
     train: PackedDataset | StreamedDataset
     heldout: PackedDataset
     sha256: str
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,64 @@ class _Packed:
     tokenizer: PreTrainedTokenizerBase
     vocab_size: int
     skip: int = 0
+    counts: Counts = field(default_factory=Counts)
+    reading: Reading = field(default_factory=lambda: Reading(""))
 
     def __iter__(self) -> Iterator[Row]:
-        documents = read_documents(self.dataset, self.tokenizer, text_column=self.request.text_column)
+        request, counts = self.request, Counts()
+        opened = Documents(self.dataset, text_column=request.text_column, tokenizer=self.tokenizer)
+        documents = read_documents(opened, self.tokenizer, bos=request.bos)
         # A token for padding that was added to a tokenizer has no row in the model.
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         pad = next(token for token in candidates if token is not None and token < self.vocab_size)
-        for row in islice(pack(documents, window=self.request.window, pad_token=pad), self.skip, None):
+        start = [] if request.bos == "once" else text_start(self.tokenizer, request.bos)
+        rows = pack(
+            documents, window=request.window, pad_token=pad, start=start, overflow=request.overflow, counts=counts
+        )
+        for row in islice(rows, self.skip, None):
             # Of a stream, too, whose end is not read before the training.
             check_known(torch.tensor(row.tokens), vocab_size=self.vocab_size)
             yield row
+        if opened.are_chats and not counts.num_learnable:
+            raise DataError(
+                f"{self.dataset} holds {opened.reading.num_rows:,} conversations, and in none of them is an answer "
+                "of the assistant to learn."
+            )
+        # Once all of it has been read.
+        vars(self.counts).update(vars(counts))
+        vars(self.reading).update(vars(opened.reading))
+
+    def told(self) -> Iterator[str]:
+        """Yield what should be known of a data set of which not everything is learnt, once it has been read."""
+        counts = self.counts
+        if counts.num_long:
+            lost = f"{counts.num_lost:,} of {counts.num_learnable:,} tokens to be learnt are lost"
+            cut = {
+                "cut": f"their ends are cut, and {lost}: raise --window, or pass --overflow split",
+                "drop": f"they are dropped, and {lost}",
+                "split": "they go on in further sequences, which do not see what came before",
+            }[self.request.overflow]
+            yield (
+                f"{self.dataset}: {counts.num_long:,} of {counts.num_chats:,} conversations are longer than --window "
+                f"{self.request.window}; {cut}."
+            )
+        if (sentence := self.reading.sentence()) is not None:
+            yield sentence
+
+    def some(self) -> Iterator[Row]:
+        """Yield the same.
+
+        Raises:
+            DataError: that is nothing.
+        """
+        rows = iter(self)
+        if (first := next(rows, None)) is None:
+            held = f" once {self.skip} sequences of {self.request.window} tokens are held out" if self.skip else ""
+            raise DataError(
+                f"Nothing is left to learn from {self.dataset}{held}: pass more text, lower --num-eval-windows / "
+                "--window, or leave it out."
+            )
+        yield from chain([first], rows)
 
 
 def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> Data:
@@ -75,16 +126,9 @@ def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, v
     held = PackedDataset(chain.from_iterable(heldout))
     digest = hashlib.sha256(held.tokens.numpy().tobytes())
     if request.streaming:
-        learnt: PackedDataset | StreamedDataset = StreamedDataset(train, seed=request.seed)
-        empty = next(iter(train[0]), None) is None
-    else:
-        learnt = PackedDataset(chain.from_iterable(train), first_index=len(held))
-        empty = not len(learnt)
-        if not empty:
-            digest.update(learnt.tokens.numpy().tobytes())
-    if empty:
-        raise DataError(
-            f"Nothing is left to learn from {', '.join(request.dataset)} once {request.num_eval_windows} sequences of "
-            f"{request.window} tokens are held out: pass more text, or lower --num-eval-windows / --window."
-        )
-    return Data(learnt, held, digest.hexdigest())
+        for source in train:
+            next(source.some())
+        return Data(StreamedDataset(train, seed=request.seed), held, digest.hexdigest())
+    learnt = PackedDataset(chain.from_iterable(source.some() for source in train), first_index=len(held))
+    digest.update(learnt.tokens.numpy().tobytes())
+    return Data(learnt, held, digest.hexdigest(), tuple(chain.from_iterable(source.told() for source in train)))

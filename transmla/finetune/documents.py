@@ -1,24 +1,22 @@
-"""Data sets to documents: tokens, and which of them are to be learnt.
+"""Documents to learn from: tokens, and which of them are to be learnt.
 
-A text file is one document. Of a data set with rows, each row is a document: text, or a conversation, ``messages`` with
-role and content, laid out by the tokenizer's chat template, of which only what the assistant says is learnt.
+A text file is one document. Of a data set with rows, each row is a document: a text, or a chat, laid out by the
+tokenizer's chat template, of which only what the assistant says is learnt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from transmla.calibration.rows import has_rows, open_rows
-from transmla.calibration.text import choose_column, read_text, token_stream
-from transmla.calibration.tokens import encode_text
-from transmla.errors import DataError
-
-_MESSAGES = "messages"
+from transmla.config import Bos
+from transmla.data.chats import Chat
+from transmla.data.documents import Documents, at, with_text
+from transmla.data.layout import encode, samples
+from transmla.data.text import token_stream
+from transmla.data.tokens import begun, encode_text, text_start
 
 
 @dataclass(frozen=True)
@@ -39,89 +37,51 @@ class Document:
 
 
 def read_documents(
-    dataset: str, tokenizer: PreTrainedTokenizerBase, *, text_column: str | None = None
+    dataset: str | Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    text_column: str | None = None,
+    bos: Bos = "auto",
 ) -> Iterator[Document]:
-    """Yield the documents of a file or of a hub data set, in order.
+    """Yield the documents of a data set, in order.
 
     Args:
-        dataset: text, JSONL, JSON or parquet file, or hub data set ``name[:config[:split]]``.
+        dataset: file, or hub data set ``name[:config[:split]]``; or what has been opened already.
         tokenizer: of the model; for conversations with a chat template.
-        text_column: column that holds the text or the messages; found by itself when there is one.
+        text_column: column that holds the text or the chat; found by itself when there is one.
+        bos: what a text begins with. Chats begin as their template lays them out, but for ``always``.
 
     Raises:
-        DataError: it cannot be read, or holds neither text nor conversations.
+        DataError: it cannot be read, or holds neither text nor conversations; which row.
     """
-    if not has_rows(dataset):
-        pieces = token_stream(read_text(Path(dataset).expanduser()), tokenizer)
-        for number, tokens in enumerate(pieces):
-            yield Document(tokens, [True] * len(tokens), begins=number == 0)
+    documents = dataset
+    if not isinstance(documents, Documents):
+        documents = Documents(documents, text_column=text_column, tokenizer=tokenizer)
+    if documents.is_text:
+        for number, tokens in enumerate(token_stream(with_text(documents), tokenizer)):
+            found = tokens if number else begun(tokens, text_start(tokenizer, bos))
+            yield Document(found, [True] * len(found), begins=number == 0)
         return
-    column = None
-    for row in open_rows(dataset):
-        if column is None:
-            column = _MESSAGES if text_column is None and _MESSAGES in row else choose_column(dataset, row, text_column)
-        content = row[column]
-        if isinstance(content, str):
-            if content:
-                yield _text(content, tokenizer)
-        elif isinstance(content, list):
-            yield _conversation(content, tokenizer, dataset)
-        elif content is not None:
-            raise DataError(
-                f"Column {column!r} of {dataset} holds {type(content).__name__}, neither text nor a list of messages."
-            )
+    for place, content in documents:
+        if isinstance(content, Chat):
+            yield from at(place, _conversation, content, tokenizer, bos)
+        elif content:
+            yield _text(content, tokenizer, bos)
 
 
-def _text(text: str, tokenizer: PreTrainedTokenizerBase) -> Document:
+def _text(text: str, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Document:
     # As the model is used to it: with the token that begins a text where the tokenizer has one, and the one that ends.
-    tokens = encode_text(text, tokenizer)
+    tokens = encode_text(text, tokenizer, bos)
     if tokenizer.eos_token_id is not None and tokens[-1:] != [tokenizer.eos_token_id]:
         tokens = [*tokens, tokenizer.eos_token_id]
     return Document(tokens, [True] * len(tokens))
 
 
-def _conversation(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, dataset: str) -> Document:
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"{dataset} holds conversations, but the tokenizer of the model has no chat template: pass text, with "
-            "--text-column where there are several columns."
-        )
-    if not all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in messages):
-        raise DataError(f"{dataset} has messages that are not of the form {{role, content}}.")
-    try:
-        spans = _assistant_spans(messages, tokenizer)
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except DataError:
-        raise
-    # Templates are small programs, and refuse what they do not know as they please.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"The chat template does not take a conversation of {dataset}: {reason}") from None
-    encoded = tokenizer(
-        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-    )
-    learnt = [any(start <= begin < stop for start, stop in spans) for begin, _ in encoded["offset_mapping"]]
-    return Document(encoded["input_ids"], learnt, whole=True)
-
-
-def _assistant_spans(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[int, int]]:
-    """Return where, in characters of the laid out conversation, the assistant speaks, its end mark included."""
-
-    def laid_out(count: int, **options: Any) -> str:
-        return tokenizer.apply_chat_template(messages[:count], tokenize=False, **options)
-
-    whole = laid_out(len(messages))
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, after = laid_out(index, add_generation_prompt=True) if index else "", laid_out(index + 1)
-        if not (whole.startswith(after) and after.startswith(before)):
-            raise DataError(
-                "The chat template lays out an earlier turn of a conversation differently once others follow, so that "
-                "what the assistant says cannot be told apart: split such conversations, one for each answer."
-            )
-        spans.append((len(before), len(after)))
-    return spans
+def _conversation(chat: Chat, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> list[Document]:
+    start = text_start(tokenizer, bos) if bos == "always" else []
+    found = []
+    for laid in samples(chat, tokenizer):
+        tokens, learnt = encode(laid, tokenizer)
+        whole = begun(tokens, start)
+        found.append(Document(whole, [False] * (len(whole) - len(tokens)) + learnt, whole=True))
+    return found

@@ -110,6 +110,9 @@ class _Chunked(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if training else None
         sums = torch.zeros(3, device=hidden.device)
         head = weight.detach().requires_grad_(trained_head)
+        if trained_head and not len(hidden):
+            # Nothing to learn here: other processes wait for a gradient all the same.
+            head.grad = torch.zeros_like(head)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             part = hidden[rows].detach()

@@ -28,6 +28,8 @@ from transmla.modeling.exchange import absorb, has_latent_attention
 _FULL, _HALF = 4, 2
 # Of student and teacher: logits, logarithms of probabilities, and a gradient.
 _TENSORS_OF_A_CHUNK = 5
+# The student's over the shared tokens, and their gradient.
+_RENORMALIZED = 2
 # A layer that is computed again, with the gradients of what it keeps.
 _BACKWARD = 1.4
 
@@ -44,6 +46,7 @@ class Setting:
         bf16: products in bfloat16; what is not trained is held in it.
         checkpointing: only the inputs of layers are kept.
         on_cpu: smaller chunks of logits.
+        renormalized: the teacher speaks of some of the tokens only.
     """
 
     train: Train
@@ -53,6 +56,7 @@ class Setting:
     bf16: bool
     checkpointing: bool
     on_cpu: bool
+    renormalized: bool = False
 
 
 def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes: int = 0) -> Memory:
@@ -75,7 +79,8 @@ def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes
     one_state = tokens * config.hidden_size * width
     chunk_numbers = CPU_CHUNK_NUMBERS if setting.on_cpu else CHUNK_NUMBERS
     # The hidden states behind the last norm, those that count among them, and their gradient.
-    head = 3 * one_state + _TENSORS_OF_A_CHUNK * _FULL * min(chunk_numbers, tokens * config.vocab_size)
+    tensors = _TENSORS_OF_A_CHUNK + (_RENORMALIZED if setting.renormalized else 0)
+    head = 3 * one_state + tensors * _FULL * min(chunk_numbers, tokens * config.vocab_size)
     if setting.checkpointing:
         activations, recomputed = layers * one_state + head, round(_BACKWARD * (two.activations - one.activations))
         recomputed += layers * one_state

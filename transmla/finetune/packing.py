@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import count, groupby, islice
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from transmla.config import Overflow
 from transmla.finetune.documents import Document
 from transmla.finetune.student import IGNORED
 
@@ -65,35 +66,117 @@ def lay_out(
     }
 
 
-def pack(documents: Iterable[Document], *, window: int, pad_token: int) -> Iterator[Row]:
+@dataclass
+class Counts:
+    """What became of the documents of a data set, counted while it is packed.
+
+    Attributes:
+        num_chats: conversations.
+        num_long: those among them that are longer than a window.
+        num_learnable: tokens that were to be learnt.
+        num_lost: those among them that are not, for they are beyond a window, or their conversation was left out.
+    """
+
+    num_chats: int = 0
+    num_long: int = 0
+    num_learnable: int = 0
+    num_lost: int = 0
+
+
+def pack(
+    documents: Iterable[Document],
+    *,
+    window: int,
+    pad_token: int,
+    start: Sequence[int] = (),
+    overflow: Overflow = "cut",
+    counts: Counts | None = None,
+) -> Iterator[Row]:
     """Fill rows of ``window`` tokens.
 
-    Text is cut where a row ends, and goes on in the next. A conversation stays in one, and loses what is beyond a
-    window; the room that it does not find is padded. Rows in which nothing is to be learnt are left out.
+    Text is cut where a row ends, and goes on in the next. A conversation stays in one; the room that it does not find
+    is padded. Rows in which nothing is to be learnt are left out.
+
+    Args:
+        documents: in their order.
+        window: tokens of a row.
+        pad_token: fills what is left of one.
+        start: what a row begins with in which a document goes on.
+        overflow: what becomes of a conversation that is longer than a row.
+        counts: where it is counted what is lost.
     """
-    row = Row()
+    row, counts = Row(), counts or Counts()
+
+    def finished() -> Iterator[Row]:
+        return _finished(row, window, pad_token, start)
+
     for document in documents:
-        start, length = 0, len(document.tokens)
-        if document.whole and min(length, window) > window - len(row.tokens):
-            yield from _padded(row, window, pad_token)
-            row = Row()
-        while start < length:
-            stop = min(length, start + window - len(row.tokens))
-            begins = document.begins and start == 0
-            row.add(document.tokens[start:stop], document.learnt[start:stop], begins=begins, flows=not document.whole)
-            start = length if document.whole else stop
-            if len(row.tokens) == window:
-                yield from _padded(row, window, pad_token)
+        counts.num_learnable += sum(document.learnt)
+        counts.num_chats += document.whole
+        for part in _fitting(document, window, len(start), overflow, counts):
+            first, length = 0, len(part.tokens)
+            if row.tokens and part.whole and (not part.begins or length > _room(row, window, start)):
+                yield from finished()
                 row = Row()
-    yield from _padded(row, window, pad_token)
+            while first < length:
+                begins = part.begins and first == 0
+                stop = min(length, first + _room(row, window, start, begins=begins))
+                # What is cut anew in each pass has no place for a start.
+                row.add(
+                    part.tokens[first:stop],
+                    part.learnt[first:stop],
+                    begins=begins,
+                    flows=not (part.whole or start),
+                )
+                first = stop
+                if not _room(row, window, start):
+                    yield from finished()
+                    row = Row()
+    yield from finished()
 
 
-def _padded(row: Row, window: int, pad_token: int) -> Iterator[Row]:
-    """Yield a row, if there is something to learn in it."""
-    if row.tokens and (row.lay_out()["labels"] != IGNORED).any():
-        if room := window - len(row.tokens):
-            row.add([pad_token] * room, [False] * room, begins=True, flows=False)
-        yield row
+def _room(row: Row, window: int, start: Sequence[int], *, begins: bool = True) -> int:
+    """Return how many tokens a row still takes; one in which a document goes on keeps room for the start."""
+    goes_on = not (row.begins[0] if row.tokens else begins)
+    return window - len(row.tokens) - (len(start) if goes_on else 0)
+
+
+def _fitting(document: Document, window: int, kept: int, overflow: Overflow, counts: Counts) -> Iterator[Document]:
+    """Yield what is kept of a document, in parts that fit into a row where they must."""
+    if not document.whole or len(document.tokens) <= window:
+        yield document
+        return
+    counts.num_long += 1
+    if overflow == "drop":
+        counts.num_lost += sum(document.learnt)
+        return
+    yield Document(document.tokens[:window], document.learnt[:window], whole=True)
+    if overflow == "cut":
+        counts.num_lost += sum(document.learnt[window:])
+        return
+    room = window - kept
+    for first in range(window, len(document.tokens), room):
+        tokens, learnt = document.tokens[first : first + room], document.learnt[first : first + room]
+        yield Document(tokens, learnt, whole=True, begins=False)
+
+
+def _finished(row: Row, window: int, pad_token: int, start: Sequence[int]) -> Iterator[Row]:
+    """Yield a row of full length, if there is something to learn in it."""
+    if not row.tokens or (row.lay_out()["labels"] == IGNORED).all():
+        return
+    if start and not row.begins[0]:
+        whole = Row()
+        whole.add(start, [False] * len(start), begins=False, flows=False)
+        whole.tokens, whole.learnt = whole.tokens + row.tokens, whole.learnt + row.learnt
+        whole.begins = whole.begins + row.begins
+        row = whole
+    if left := window - len(row.tokens):
+        row.add([pad_token] * left, [False] * left, begins=True, flows=not start and row.flows and left == 0)
+    yield row
+
+
+class Filler(int):
+    """The number of a sequence that only keeps a process in step with the others: nothing in it is to be learnt."""
 
 
 class PackedDataset(Dataset[Sequences]):
@@ -105,7 +188,9 @@ class PackedDataset(Dataset[Sequences]):
 
     def __init__(self, rows: Iterable[Row], *, first_index: int = 0) -> None:
         """Read all rows; they are numbered from ``first_index`` on."""
-        self._first_index, self._offset = first_index, 0
+        self._first_index = first_index
+        # Workers that outlive a pass have a copy of everything else, and would never hear of the next one.
+        self._offset = torch.zeros((), dtype=torch.int64).share_memory_()
         tokens, begins, learnt, flows = [], [], [], []
         for row in rows:
             tokens.append(torch.tensor(row.tokens, dtype=torch.int32))
@@ -125,15 +210,17 @@ class PackedDataset(Dataset[Sequences]):
 
     def set_epoch(self, epoch: int) -> None:
         """Cut for a pass: the first time where the rows end, then elsewhere, spread over a window."""
-        self._offset = int(epoch * _GOLDEN_RATIO % 1 * self.tokens.shape[1])
+        self._offset.fill_(int(epoch * _GOLDEN_RATIO % 1 * self.tokens.shape[1]))
 
     def __getitem__(self, index: int) -> Sequences:
         """Return one sequence, and its number."""
         run, window = self._runs[index], self.tokens.shape[1]
-        places = torch.arange(window) + (index - run.start) * window + (self._offset if self._flows[index] else 0)
+        places = torch.arange(window) + (index - run.start) * window + (int(self._offset) if self._flows[index] else 0)
         # What is left over at the end of a run stands before its start.
         places %= len(run) * window
         tokens, begins, learnt = (column.view(-1)[run.start * window + places] for column in self._columns)
+        if isinstance(index, Filler):
+            learnt = torch.zeros_like(learnt)
         return lay_out(tokens.long(), begins | (places == 0), learnt) | {
             "index": torch.tensor(self._first_index + index)
         }
@@ -145,29 +232,49 @@ class PackedDataset(Dataset[Sequences]):
 
 
 class StreamedDataset(IterableDataset[Sequences]):
-    """Sequences that are read when they are needed, over and over, shuffled within a thousand of them."""
+    """Sequences that are read when they are needed, pass after pass, shuffled within a thousand of them.
+
+    Each pass has every sequence once, however many sources there are, and however long each is. Several workers of a
+    loader share a pass: all of them read everything, and each lays out its share.
+    """
 
     def __init__(self, sources: Sequence[Iterable[Row]], *, seed: int) -> None:
         self._sources, self._seed = sources, seed
 
     def __iter__(self) -> Iterator[Sequences]:
         """Start from the beginning; the order is the same each time, as resuming needs."""
-        chooser = random.Random(self._seed)
-        held: list[Sequences] = []
-        for row in self._endless():
-            held.append(row.lay_out())
-            if len(held) == _SHUFFLED_AT_ONCE:
-                last = chooser.randrange(len(held))
-                held[last], held[-1] = held[-1], held[last]
-                yield held.pop()
+        worker = get_worker_info()
+        own, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for row in islice(self._passes(), own, None, workers):
+            yield row.lay_out()
 
-    def _endless(self) -> Iterator[Row]:
-        """Take from all sources in turn, each from its start again when it has ended."""
-        streams = [iter(source) for source in self._sources]
-        while True:
-            for number, source in enumerate(self._sources):
-                try:
-                    yield next(streams[number])
-                except StopIteration:
-                    streams[number] = iter(source)
-                    yield next(streams[number])
+    def _passes(self) -> Iterator[Row]:
+        for number in count():
+            empty = True
+            for row in _shuffled(_in_turn(self._sources), random.Random(f"{self._seed}, {number}")):
+                empty = False
+                yield row
+            if empty:
+                return
+
+
+def _in_turn(sources: Sequence[Iterable[Row]]) -> Iterator[Row]:
+    """Take one from each source, then the next from each, until all have ended."""
+    streams = [iter(source) for source in sources]
+    while streams:
+        found = [(stream, row) for stream in streams if (row := next(stream, None)) is not None]
+        yield from (row for _, row in found)
+        streams = [stream for stream, _ in found]
+
+
+def _shuffled(rows: Iterable[Row], chooser: random.Random) -> Iterator[Row]:
+    """Hold so many rows, and let any of them go whenever one more comes; in the end all."""
+    held: list[Row] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == _SHUFFLED_AT_ONCE:
+            last = chooser.randrange(len(held))
+            held[last], held[-1] = held[-1], held[last]
+            yield held.pop()
+    chooser.shuffle(held)
+    yield from held

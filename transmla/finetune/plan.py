@@ -25,7 +25,7 @@ def plan_finetune(request: FinetuneRequest, *, overwrite: bool = False) -> Finet
     prepared = prepare(request, overwrite=overwrite)
     arguments = training_arguments(request, prepared.data, staging_folder(request.output_dir) / "work")
     memory = estimate_memory(
-        prepared.config, _setting(request, arguments), teacher_bytes=_teacher_bytes(prepared, arguments)
+        prepared.config, _setting(prepared, arguments), teacher_bytes=_teacher_bytes(prepared, arguments)
     )
     train = prepared.data.train
     batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
@@ -42,10 +42,13 @@ def plan_finetune(request: FinetuneRequest, *, overwrite: bool = False) -> Finet
         tokens_per_step=batch * request.window,
         memory=memory,
         checkpoint_bytes=checkpoint_bytes(weights, memory.num_trained),
+        num_shared_tokens=None if prepared.shared is None else len(prepared.shared),
+        not_learnt=prepared.data.told,
     )
 
 
-def _setting(request: FinetuneRequest, arguments: TrainingArguments) -> Setting:
+def _setting(prepared: Prepared, arguments: TrainingArguments) -> Setting:
+    request = prepared.request
     return Setting(
         train=request.train,
         lora_rank=request.lora_rank,
@@ -54,6 +57,7 @@ def _setting(request: FinetuneRequest, arguments: TrainingArguments) -> Setting:
         bf16=arguments.bf16,
         checkpointing=request.gradient_checkpointing,
         on_cpu=arguments.device.type == "cpu",
+        renormalized=prepared.shared is not None,
     )
 
 

@@ -4,37 +4,70 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainingArguments
 
-from transmla.calibration.text import load_tokenizer
 from transmla.checkpoint.publish import check_output
 from transmla.checkpoint.source import Source
-from transmla.config import FinetuneRequest
+from transmla.config import FinetuneRequest, flag_name
+from transmla.data.text import load_tokenizer
 from transmla.errors import UsageError
 from transmla.finetune.adapters import check_peft
 from transmla.finetune.data import Data, load_data
 from transmla.finetune.source import open_checkpoint, open_teacher
-from transmla.modeling.load import is_quantizable
+from transmla.finetune.vocabulary import SharedTokens, share_tokens
+from transmla.modeling.load import is_quantizable, read_config
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The models and the data of a training."""
+    """The models and the data of a training.
+
+    Attributes:
+        shared: the tokens that the teacher speaks of, where those are not all of both models.
+    """
 
     request: FinetuneRequest
     converted: Source
     config: PreTrainedConfig
     teacher: Source | None
     data: Data
+    shared: SharedTokens | None = None
 
     @property
-    def identity(self) -> str:
-        """Say what the work of an interrupted run must belong to, to be of use."""
-        request = self.request.model_copy(update={"output_dir": Path(), "report_to": ()})
-        weights = sorted((p.name, p.stat().st_size) for p in self.converted.folder.glob("*.safetensors"))
-        return hashlib.sha256(f"{request.to_yaml()}{weights}{self.data.sha256}".encode()).hexdigest()
+    def num_taught(self) -> int:
+        """Return how many tokens a teacher speaks of."""
+        return self.config.vocab_size if self.shared is None else len(self.shared)
+
+    @property
+    def notice(self) -> str | None:
+        """Return what is to be said before the training."""
+        if self.teacher is None or self.shared is None:
+            return None
+        shared = self.shared
+        return (
+            f"The teacher {self.teacher.name} has {shared.num_teacher:,} embeddings and {self.converted.name} "
+            f"{shared.num_student:,}: it teaches over the {len(shared):,} tokens that they share, whose probabilities "
+            "are renormalized."
+        )
+
+    def identity(self, arguments: TrainingArguments) -> dict[str, Any]:
+        """Return what must be the same for the work of an interrupted run to be of use, by names that people know."""
+        request = self.request.model_dump(mode="json", exclude={"output_dir", "report_to"})
+        return {flag_name(field): value for field, value in request.items()} | {
+            "weights": _digest_of_sizes(self.converted),
+            "weights of the teacher": None if self.teacher is None else _digest_of_sizes(self.teacher),
+            "tokens shared with the teacher": None if self.teacher is None else self.num_taught,
+            "tokens": self.data.sha256,
+            "number of processes": arguments.world_size,
+            "bfloat16": arguments.bf16,
+        }
+
+
+def _digest_of_sizes(model: Source) -> str:
+    sizes = sorted((path.name, path.stat().st_size) for path in model.folder.glob("*.safetensors"))
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()
 
 
 def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:
@@ -62,6 +95,15 @@ def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:
             f"--latent-norm live is for the portable profile, and {converted.name} was converted with --profile "
             "quantizable, which survives 8-bit blocks as it is."
         )
-    teacher = open_teacher(request, converted, config)
-    data = load_data(request, load_tokenizer(converted), vocab_size=config.vocab_size)
-    return Prepared(request, converted, config, teacher, data)
+    teacher, tokenizer = open_teacher(request, converted), load_tokenizer(converted)
+    shared = None
+    if teacher is not None:
+        shared = share_tokens(
+            tokenizer,
+            load_tokenizer(teacher),
+            num_student=config.vocab_size,
+            num_teacher=read_config(teacher).vocab_size,
+            name=teacher.name,
+        )
+    data = load_data(request, tokenizer, vocab_size=config.vocab_size)
+    return Prepared(request, converted, config, teacher, data, None if shared is None or shared.are_all else shared)

@@ -45,6 +45,7 @@ class FinetunePlan(_Record):
     """What a training would be.
 
     Attributes:
+        num_shared_tokens: what the teacher teaches over, where that is not every token of both models.
         memory: on each device, where weights are not sharded.
         checkpoint_bytes: of one checkpoint on the disk, with all that resuming takes.
     """
@@ -60,6 +61,8 @@ class FinetunePlan(_Record):
     tokens_per_step: int
     memory: Memory
     checkpoint_bytes: int
+    num_shared_tokens: int | None = None
+    not_learnt: tuple[str, ...] = ()
 
 
 class HeldoutPoint(_Record):
@@ -91,9 +94,11 @@ class FinetuneReport(_Record):
     """Everything one needs to know where a trained checkpoint comes from.
 
     Attributes:
+        num_shared_tokens: what the teacher has taught over, where that is not every token of both models.
         best_step: the step whose weights were published: least loss on what is held out.
         sha256: of the tokens of the data.
         request: every choice, as the recipe has it.
+        not_learnt: sentences on what of the data is not learnt, and why.
         checksums: SHA-256 of every weight file; none where an older version wrote them.
     """
 
@@ -113,6 +118,8 @@ class FinetuneReport(_Record):
     request: dict[str, Any]
     versions: dict[str, str]
     checksums: dict[str, str] | None = None
+    num_shared_tokens: int | None = None
+    not_learnt: tuple[str, ...] = ()
 
     @property
     def best(self) -> HeldoutPoint | None:

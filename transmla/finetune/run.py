@@ -17,6 +17,7 @@ from transmla.checkpoint.publish import Staging, check_free_space, staging_folde
 from transmla.checkpoint.writing import writing
 from transmla.config import FinetuneRequest
 from transmla.device import reuse_memory
+from transmla.errors import TransMLAError
 from transmla.finetune.arguments import training_arguments
 from transmla.finetune.card import publish_texts
 from transmla.finetune.prepare import prepare
@@ -40,6 +41,7 @@ def finetune(
     *,
     progress: Progress | None = None,
     tell: Callable[[str], None] = _say_nothing,
+    warn: Callable[[str], None] = _say_nothing,
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -50,6 +52,7 @@ def finetune(
         request: what is wanted.
         progress: who is told how far the work has come.
         tell: who is told what has been measured meanwhile.
+        warn: who is told, before, what may not be as expected.
         callbacks: further ones for Transformers' Trainer.
         resume: continue an interrupted run of the same request from its last checkpoint.
         overwrite: replace an output folder that exists.
@@ -64,15 +67,24 @@ def finetune(
     work = staging_folder(request.output_dir) / "work"
     arguments = training_arguments(request, prepared.data, work)
     with ExitStack() as stack:
-        staging, last, note = None, None, _keep_nothing
+        staging, last, note, refusal = None, None, _keep_nothing, None
         if arguments.process_index == 0:
-            staging = stack.enter_context(
-                Staging(request.output_dir, identity=prepared.identity, resume=resume, overwrite=overwrite)
-            )
-            last = max(steps_saved(work), default=None)
-            note = staging.journal.append
-        # The others must not look before the folder is there, nor find what is deleted.
-        [last] = broadcast_object_list([last])
+            identity = prepared.identity(arguments)
+            try:
+                staging = stack.enter_context(
+                    Staging(request.output_dir, identity=identity, resume=resume, overwrite=overwrite)
+                )
+                last = max(steps_saved(work), default=None)
+                note = staging.journal.append
+            except TransMLAError as error:
+                refusal = error
+        # The others must not look before the folder is there, nor find what is deleted, nor wait for who has gone.
+        last, refusal = broadcast_object_list([last, refusal])
+        if refusal is not None:
+            raise refusal
+        if arguments.process_index == 0:
+            for notice in filter(None, (prepared.notice, *prepared.data.told)):
+                warn(notice)
         arguments.eval_on_start = last is None
         training = Training(prepared, arguments, progress, last)
         if staging is not None and last is None:

@@ -25,11 +25,11 @@ def open_checkpoint(request: FinetuneRequest) -> tuple[Source, PreTrainedConfig]
     return converted, read_config(converted, computed=False)
 
 
-def open_teacher(request: FinetuneRequest, converted: Source, config: PreTrainedConfig) -> Source | None:
+def open_teacher(request: FinetuneRequest, converted: Source) -> Source | None:
     """Find the model to learn from, the source that a conversion has recorded unless another one is named.
 
     Raises:
-        TransMLAError: it is not there, or has another vocabulary, or nothing is recorded.
+        TransMLAError: it is not there, or nothing is recorded.
     """
     if request.teacher == NO_TEACHER:
         if request.ce_weight not in (None, 1):
@@ -50,11 +50,6 @@ def open_teacher(request: FinetuneRequest, converted: Source, config: PreTrained
             f"The source that {converted.name} was converted from cannot be opened ({error}) Name a teacher with "
             "--teacher, or --teacher none for cross-entropy alone."
         ) from None
-    if (size := read_config(teacher).vocab_size) != config.vocab_size:
-        raise CheckpointError(
-            f"The teacher {teacher.name} has {size} tokens in its vocabulary and {converted.name} has "
-            f"{config.vocab_size}: only a model with the same tokens can teach it."
-        )
     return teacher
 
 

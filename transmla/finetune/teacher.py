@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from transmla.finetune.vocabulary import SharedTokens
 from transmla.modeling.head import model_head
 
 
@@ -29,9 +30,11 @@ class Lesson:
 class Teacher:
     """A model that says what it thinks of each batch; it is not trained, and may be on another device."""
 
-    def __init__(self, model: PreTrainedModel, *, match_attention: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, match_attention: bool = False, shared: SharedTokens | None = None
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.head = model_head(model)
+        self.head, self.shared = model_head(model), shared
         self._recorder = AttentionRecorder(model) if match_attention else None
 
     @property
@@ -51,7 +54,7 @@ class Teacher:
         hidden = self.model.get_decoder()(
             input_ids=input_ids.to(device), position_ids=position_ids.to(device), use_cache=False
         ).last_hidden_state
-        return FullTargets(hidden[:, :-1][counted.to(device)], self.head, input_ids.device)
+        return FullTargets(hidden[:, :-1][counted.to(device)], self.head, input_ids.device, self.shared)
 
     def teach(
         self,
@@ -67,17 +70,23 @@ class Teacher:
 
 @dataclass(frozen=True)
 class FullTargets:
-    """Every probability, computed from the teacher's hidden states when a chunk of positions needs them."""
+    """Every probability, computed from the teacher's hidden states when a chunk of positions needs them.
+
+    ``shared`` are the tokens that it is about, where those are not all.
+    """
 
     hidden: Float[Tensor, "positions hidden"]
     head: Callable[[Tensor], Tensor]
     device: torch.device
+    shared: SharedTokens | None = None
 
     def divergence(
         self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
     ) -> Float[Tensor, ""]:
         """Return KL(teacher || student), summed over ``rows``."""
         teacher = self._logprobs(rows, temperature)
+        if self.shared is not None:
+            student = self.shared.pick(student).log_softmax(-1)
         probability = teacher.exp()
         # A product of two vectors makes no third one of that size.
         return torch.dot(probability.flatten(), (teacher - student).flatten())
@@ -86,21 +95,26 @@ class FullTargets:
         self, rows: slice, count: int, temperature: float
     ) -> tuple[Float[Tensor, "positions top"], Int[Tensor, "positions top"]]:
         """Return the largest probabilities' logarithms, and their tokens."""
-        logprobs, tokens = self._logprobs(rows, temperature).topk(count)
-        return logprobs, tokens
+        logprobs, places = self._logprobs(rows, temperature).topk(count)
+        return logprobs, places if self.shared is None else self.shared.numbers_of(places)
 
     @torch.no_grad()
-    def _logprobs(self, rows: slice, temperature: float) -> Float[Tensor, "positions vocab"]:
-        logits = self.head(self.hidden[rows]).to(self.device).float()
+    def _logprobs(self, rows: slice, temperature: float) -> Float[Tensor, "positions shared"]:
+        logits = self.head(self.hidden[rows])
+        logits = (logits if self.shared is None else self.shared.pick(logits)).to(self.device).float()
         return (logits / temperature if temperature != 1 else logits).log_softmax(-1)
 
 
 @dataclass(frozen=True)
 class TopTargets:
-    """The largest probabilities, and one number for all the others together."""
+    """The largest probabilities, and one number for all the others together.
+
+    ``shared`` are the tokens that it is about, where those are not all.
+    """
 
     logprobs: Float[Tensor, "positions top"]
     tokens: Int[Tensor, "positions top"]
+    shared: SharedTokens | None = None
 
     def divergence(
         self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
@@ -111,6 +125,8 @@ class TopTargets:
         """
         top = self.logprobs[rows].float()
         same = student.gather(-1, self.tokens[rows].long())
+        if self.shared is not None:
+            same = same - self.shared.pick(student).logsumexp(-1, keepdim=True)
         rest, student_rest = _log_rest(top), _log_rest(same)
         return (top.exp() * (top - same)).sum() + (rest.exp() * (rest - student_rest)).sum()
 

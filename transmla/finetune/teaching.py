@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, default_collate
 from transmla.finetune.packing import Sequences
 from transmla.finetune.student import IGNORED
 from transmla.finetune.teacher import Lesson, Teacher, TopTargets
+from transmla.finetune.vocabulary import SharedTokens
 
 _ROWS_AT_ONCE = 256
 
@@ -44,8 +45,9 @@ class LiveTeaching:
 class WrittenTeaching:
     """The teacher has read everything; ``index`` in a batch says which sequences those are."""
 
-    def __init__(self, folder: Path) -> None:
-        """Map what :func:`write_down` has left in a folder."""
+    def __init__(self, folder: Path, *, shared: SharedTokens | None = None) -> None:
+        """Map what :func:`write_down` has left in a folder, about the ``shared`` tokens where those are not all."""
+        self._shared = shared
         self._logprobs = numpy.load(folder / "logprobs.npy", mmap_mode="r")
         self._tokens = numpy.load(folder / "tokens.npy", mmap_mode="r")
 
@@ -56,7 +58,7 @@ class WrittenTeaching:
             torch.from_numpy(numpy.asarray(table[rows])).to(counted.device)[counted]
             for table in (self._logprobs, self._tokens)
         )
-        return Lesson(TopTargets(logprobs, tokens))
+        return Lesson(TopTargets(logprobs, tokens, self._shared))
 
 
 @torch.no_grad()

@@ -11,14 +11,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from transmla.checkpoint.sync import sync
 from transmla.checkpoint.writing import writing
 from transmla.errors import TrainingError
-from transmla.finetune.packing import PackedDataset
+from transmla.finetune.order import pass_loader
+from transmla.finetune.packing import Filler, PackedDataset
 from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, save_trained
 from transmla.finetune.student import IGNORED
 from transmla.finetune.teacher import Lesson
@@ -79,6 +80,12 @@ class FinetuneTrainer(Trainer):
     def folder(self) -> Path:
         """Return where checkpoints appear."""
         return Path(self.args.output_dir)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return what loads batches; a stream is read by one process, which hands each of the others its share."""
+        if isinstance(self.train_dataset, PackedDataset):
+            return pass_loader(self.train_dataset, self.args)
+        return super().get_train_dataloader()
 
     def compute_loss(
         self,
@@ -155,10 +162,7 @@ class FinetuneTrainer(Trainer):
         processes, own = self.accelerator.num_processes, self.accelerator.process_index
         mine = []
         for first in range(0, len(dataset), processes):
-            item = dataset[min(first + own, len(dataset) - 1)]
-            if first + own >= len(dataset):
-                item["labels"] = torch.full_like(item["labels"], IGNORED)
-            mine.append(item)
+            mine.append(dataset[first + own if first + own < len(dataset) else Filler(first)])
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(mine), size):
             yield self._prepare_inputs(default_collate(mine[start : start + size]))
@@ -249,14 +253,3 @@ class Watcher(TrainerCallback):
                 f"step {state.global_step:,}: {state.num_input_tokens_seen:,} tokens seen; held out: perplexity "
                 f"{metrics['eval_perplexity']:.4f}, KL {metrics['eval_kl']:.4f}"
             )
-
-
-class Recutter(TrainerCallback):
-    """Has each pass over the data cut texts at other places."""
-
-    def __init__(self, dataset: PackedDataset) -> None:
-        self._dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say which pass it is; resumed, one begins somewhere within."""
-        self._dataset.set_epoch(int(state.epoch))

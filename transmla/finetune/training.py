@@ -26,6 +26,7 @@ from transmla.finetune.adapters import merge_adapters
 from transmla.finetune.arguments import teacher_dtype
 from transmla.finetune.live import NUM_WINDOWS, make_live
 from transmla.finetune.loss import Mix
+from transmla.finetune.order import NextPass
 from transmla.finetune.packing import PackedDataset, StreamedDataset
 from transmla.finetune.prepare import Prepared
 from transmla.finetune.report import FinetuneReport, points_of
@@ -34,7 +35,7 @@ from transmla.finetune.student import Student
 from transmla.finetune.teacher import Teacher
 from transmla.finetune.teaching import LiveTeaching, NoTeaching, WrittenTeaching, write_down
 from transmla.finetune.trained import choose_trained, take_types
-from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Recutter, Teaching
+from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Teaching
 from transmla.modeling.load import load_model
 from transmla.modeling.plain import make_plain
 from transmla.progress import Progress
@@ -97,7 +98,7 @@ class Training:
         with _whole_models(self.arguments):
             dtype = teacher_dtype(request, self.arguments)
             model = load_model(prepared.teacher, dtype=dtype, device=device, flag="--teacher-dtype")
-        teacher = Teacher(model, match_attention=request.attention_weight > 0)
+        teacher = Teacher(model, match_attention=request.attention_weight > 0, shared=prepared.shared)
         self.stream = math.sqrt(_stream_eps(self.model) / teacher.stream_eps)
         if request.teacher_top_k is None:
             return LiveTeaching(teacher)
@@ -110,14 +111,14 @@ class Training:
                     teacher,
                     ConcatDataset([data.heldout, data.train]),
                     folder,
-                    top=min(request.teacher_top_k, prepared.config.vocab_size),
+                    top=min(request.teacher_top_k, prepared.num_taught),
                     temperature=request.temperature,
                     batch_size=self.arguments.per_device_eval_batch_size,
                     device=self.arguments.device,
                     advance=advance,
                 )
         self.arguments.distributed_state.wait_for_everyone()
-        return WrittenTeaching(folder)
+        return WrittenTeaching(folder, shared=prepared.shared)
 
     def trainer(self, teaching: Teaching, note: Callable[[dict[str, Any]], None]) -> FinetuneTrainer:
         """Make a student of the model, and its trainer."""
@@ -133,11 +134,11 @@ class Training:
         )
         train = self.prepared.data.train
         # What a teacher has written down is about the sequences that it has read.
-        recut = None if isinstance(teaching, WrittenTeaching) or isinstance(train, StreamedDataset) else train
+        recut = not isinstance(teaching, WrittenTeaching)
         return FinetuneTrainer(
             self.model,
             self.arguments,
-            callbacks=[Recutter(recut)] if recut is not None else [],
+            callbacks=[NextPass(train, recut=recut)] if isinstance(train, PackedDataset) else [],
             train_dataset=train,
             eval_dataset=self.prepared.data.heldout,
             teaching=teaching,
@@ -174,6 +175,8 @@ class Training:
         return FinetuneReport(
             checkpoint=prepared.converted.name,
             teacher=prepared.teacher.name if prepared.teacher else None,
+            num_shared_tokens=None if prepared.shared is None else len(prepared.shared),
+            not_learnt=prepared.data.told,
             num_parameters=self.num_parameters,
             num_trained_parameters=self.num_trained,
             num_sequences=len(train) if isinstance(train, PackedDataset) else None,

@@ -7,8 +7,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from transmla.calibration import text as text_module
-from transmla.calibration.text import consecutive_windows, mixed_windows, open_documents, sample_windows
+from transmla.data import documents as documents_module
+from transmla.data import text as text_module
+from transmla.data.documents import open_documents
+from transmla.data.text import consecutive_windows, mixed_windows, sample_windows
 from transmla.errors import DataError
 
 TEXT = "".join(f"Line {i}: the quick brown fox, counts {i * i} dogs.\n" + "\n" * (i % 3) for i in range(80))
@@ -68,13 +70,14 @@ def test_a_text_file_comes_back_whole(write, name):
 def test_a_long_text_without_lines_is_read_in_parts(write):
     pieces = list(open_documents(write("a.txt", "word " * 50_000)))
     assert "".join(pieces) == "word " * 50_000
-    assert max(map(len, pieces)) == text_module.PIECE_CHARACTERS
+    assert max(map(len, pieces)) == documents_module.PIECE_CHARACTERS
 
 
 @pytest.mark.parametrize("column", ["text", "only"])
 def test_rows_are_joined_by_an_empty_line(write, column):
     rows = [{"id": i, column: value} for i, value in enumerate(["one\nline", "", None, "two"])]
-    assert "".join(open_documents(write("a.jsonl", json_lines(*rows)))) == "one\nline\n\ntwo"
+    # As GPTQ joins WikiText: an empty row is one, and what is null is none.
+    assert "".join(open_documents(write("a.jsonl", json_lines(*rows)))) == "one\nline\n\n\n\ntwo"
 
 
 def test_json_and_parquet_are_read(write, tmp_path):
@@ -102,7 +105,7 @@ def test_a_hub_name_holds_config_and_split(monkeypatch, spelled, expected):
     def load_dataset(path, *, name, split, streaming):
         assert streaming
         assert (path, name, split) == expected
-        return [{"text": "from the hub"}]
+        return datasets.Dataset.from_list([{"text": "from the hub"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(open_documents(spelled)) == ["from the hub"]
@@ -120,7 +123,9 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize("dataset", ["absent.txt", "absent.jsonl", "./absent", "/absent/file", "a/b/c", "a:b:c:d"])
 def test_an_absent_file_is_not_sought_on_the_hub(tmp_path, monkeypatch, dataset):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"There is no file .*: pass a text, JSONL or parquet file, or name"):
+    with pytest.raises(
+        DataError, match=r"There is no file .*: pass text .*, JSON lines .*, JSON, CSV, TSV or parquet, or name"
+    ):
         open_documents(dataset)
 
 
@@ -130,11 +135,11 @@ def test_an_absent_file_is_not_sought_on_the_hub(tmp_path, monkeypatch, dataset)
         ("bad.txt", b"caf\xe9 au lait", r"bad\.txt is not UTF-8 text \(invalid continuation byte\)"),
         ("bad.utf8", bytes(range(128)), r"bad\.utf8 is not a text file: it holds zero bytes"),
         ("empty.txt", "", r"empty\.txt holds no text"),
-        ("bad.jsonl", "{not json\n", r"The data set .*bad\.jsonl cannot be read: "),
-        ("bad.parquet", "no parquet", r"The data set .*bad\.parquet cannot be read: "),
-        ("none.jsonl", json_lines({"a": 1}), r"none\.jsonl has no column 'text': pass --text-column, one of a\."),
+        ("bad.jsonl", "{not json\n", r"Line 1 of .*bad\.jsonl is not valid JSON \(Expecting .*\): .{not json"),
+        ("bad.parquet", "no parquet", r"bad\.parquet is no parquet file: it does not begin as one"),
+        ("none.jsonl", json_lines({"a": 1}), r"none\.jsonl has no column with text or chats; its columns: a\."),
         ("two.jsonl", json_lines({"a": "", "b": ""}), r"has no column 'text': pass --text-column, one of a, b\."),
-        ("list.jsonl", json_lines({"text": ["a"]}), r"Column 'text' of .*list\.jsonl holds list, not text"),
+        ("list.jsonl", json_lines({"text": ["a"]}), r"Line 1 of .*list\.jsonl: Column 'text' holds list, not text"),
     ],
 )
 def test_what_is_not_text_is_refused_at_once(write, name, content, message, caplog):
@@ -144,12 +149,12 @@ def test_what_is_not_text_is_refused_at_once(write, name, content, message, capl
 
 
 def test_an_absent_column_is_refused(write):
-    with pytest.raises(DataError, match=r"has no column 'body': pass --text-column, one of text\."):
+    with pytest.raises(DataError, match=r"has no column 'body': pass --text-column, one of text, id\."):
         open_documents(write("a.jsonl", json_lines({"text": "x", "id": 1})), text_column="body")
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="is a folder: pass one text, JSONL or parquet file"):
+    with pytest.raises(DataError, match="is a folder: pass a file of it, text"):
         open_documents(str(tmp_path))
 
 

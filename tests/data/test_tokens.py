@@ -5,7 +5,7 @@ import torch
 from tokenizers import processors
 
 from tests.factory import TEXT, tiny_tokenizer
-from transmla.calibration.tokens import check_known, encode_text
+from transmla.data.tokens import check_known, encode_text
 from transmla.errors import DataError
 
 

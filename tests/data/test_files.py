@@ -1,0 +1,169 @@
+"""What is read as what: every format by every command, and the table of it in docs/data.md.
+
+``TRANSMLA_DATA=docs/data.md`` writes the table down.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.data.files import CHAT, FILES, TEXTS, lines
+from tests.data.templates import CHATML
+from tests.factory import tiny_tokenizer
+from transmla.data.documents import Documents, open_documents
+from transmla.data.text import first_tokens
+from transmla.errors import DataError
+from transmla.evaluate.passages import read_passages
+from transmla.finetune.documents import read_documents
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+COMMANDS = ("convert --calibration", "eval --dataset", "eval --per-document", "finetune --dataset")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def read(command, path, tokenizer):
+    """What a command makes of a file: rows, chats, one text, or its sentence."""
+    name = str(path)
+    try:
+        documents = Documents(name, tokenizer=tokenizer)
+        kind = "one text" if documents.is_text else "chats" if documents.are_chats else "rows"
+        if command == "convert --calibration":
+            tokens = first_tokens(open_documents(name, tokenizer=tokenizer), tokenizer).tolist()
+            found, whole = tokenizer.decode(tokens), "\n\n".join(TEXTS)
+        elif command == "eval --dataset":
+            passages = read_passages(name, tokenizer, window=3, stride=2, bos="never")
+            places = [(number * 2, part.tolist()) for number, part in enumerate(passages.tokens)]
+            tokens = [token for start, part in places for token in part[0 if not start else 1 :]]
+            found, whole = tokenizer.decode(tokens), "\n\n".join(TEXTS)
+        else:
+            if command == "eval --per-document":
+                passages = read_passages(name, tokenizer, window=400, per_document=True, bos="never")
+                parts = [part.tolist() for part in passages.tokens]
+            else:
+                parts = [list(document.tokens) for document in read_documents(name, tokenizer)]
+            around = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            texts = [tokenizer.decode([token for token in part if token not in around]) for part in parts]
+            found, whole = "|".join(texts), "\n\n".join(TEXTS) if kind == "one text" else "|".join(filter(None, TEXTS))
+    except DataError as error:
+        return "refused", str(error)
+    if kind == "chats":
+        assert CHAT[0]["content"] in found
+        assert found.count(CHAT[1]["content"]) == 2
+    elif "a row" not in path.parent.name:
+        assert found == whole
+    return kind, ""
+
+
+@pytest.fixture(scope="module")
+def verdicts(tokenizer, tmp_path_factory):
+    found = []
+    for what, name, content in FILES:
+        path = tmp_path_factory.mktemp("a row" if what.endswith("a row") else "files") / name
+        path.write_bytes(content)
+        found.append((what, name, path, [read(command, path, tokenizer) for command in COMMANDS]))
+    return found
+
+
+def test_every_command_reads_a_file_as_the_same(verdicts):
+    for what, name, _, found in verdicts:
+        assert len({kind for kind, _ in found}) == 1, (what, name, found)
+
+
+def test_what_is_refused_is_named_in_a_sentence(verdicts):
+    for what, name, path, found in verdicts:
+        for kind, sentence in found:
+            if kind == "refused":
+                assert str(path) in sentence, (what, sentence)
+                assert re.search(r"[a-z:] |pass|name it|save|unpack|load it", sentence)
+                assert "Traceback" not in sentence
+                assert len(sentence.replace(str(path), name)) < 260
+
+
+def test_the_page_has_the_table(verdicts):
+    rows = ["| a file | named | " + " | ".join(f"`{command}`" for command in COMMANDS) + " |", "|---|---|" + "---|" * 4]
+    sentences = []
+    for what, name, path, found in verdicts:
+        rows.append(f"| {what} | `{name}` | " + " | ".join(kind for kind, _ in found) + " |")
+        if found[0][0] == "refused":
+            sentences.append(f"- {what} (`{name}`): {found[0][1].replace(str(path), name)}")
+    table = "\n".join([*rows, "", "What is refused, and the sentence for it:", "", *sentences])
+    begin, end = "<!-- made by tests/data/test_files.py -->\n", "\n<!-- end -->"
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    if os.environ.get("TRANSMLA_DATA"):
+        PAGE.write_text(before + begin + table + end + after, encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == before + begin + table + end + after
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "expected"),
+    [
+        # The first row has no body: nothing is guessed from it.
+        ([{"title": "fox", "body": None}, {"title": "fox", "body": "long"}], None, "one of title, body"),
+        ([{"title": None, "body": None}, {"title": None, "body": "long"}], None, ["long"]),
+        ([{"id": 1}, {"id": 2, "body": "long"}], None, ["long"]),
+        ([{"instruction": "a", "input": "b", "output": "c"}], None, "one of instruction, input, output"),
+        ([{"text": "a", "body": "b"}], "body", ["b"]),
+        ([{"text": "a"}], "body", "has no column 'body'"),
+        ([{"text": ["a"]}], None, "Column 'text' holds list, not text"),
+        ([{"n": 1}], None, "has no column with text or chats; its columns: n"),
+    ],
+)
+def test_columns_are_chosen_by_what_many_rows_hold(tmp_path, rows, wanted, expected):
+    path = write(tmp_path, "a.jsonl", lines(rows))
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=re.escape(expected)):
+            list(Documents(path, text_column=wanted))
+    else:
+        assert list(Documents(path, text_column=wanted).texts()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("a.jsonl", lines([{"text": "a"}] * 1200) + b'{"text": "b"\n', r"Line 1201 of .*a\.jsonl is not valid JSON"),
+        ("a.jsonl", lines([{"text": "a"}] * 1200) + b'{"text": "\xff"}\n', r"Line 1201 of .*a\.jsonl is not UTF-8"),
+        ("a.jsonl", lines([{"text": "a"}] * 1200) + b"[1]\n", r"Line 1201 of .*a\.jsonl is a list, and not an object"),
+        ("a.jsonl", lines([{"text": "a"}] * 1200 + [{"text": 3}]), r"Line 1201 of .*: Column 'text' holds int, not"),
+        ("a.csv", b"text,n\n" + b"a,1\n" * 1200 + b"a,1,2\n", r"Line 1202 of .*a\.csv has 3 columns; its first line"),
+        ("a.csv", b"text,text\na,b\n", r"has two columns 'text'"),
+        ("a.json", b'[{"text": "a"}, 3]', r"Row 2 of .*a\.json is a number, and not an object"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(tmp_path, name, content, place):
+    with pytest.raises(DataError, match=place):
+        list(Documents(write(tmp_path, name, content)))
+
+
+def test_a_column_that_nobody_asks_for_may_hold_anything(tmp_path):
+    rows = [{"text": "a", "note": None}] * 2000 + [{"text": "b", "note": {"x": [1]}}, {"text": "c", "note": "x"}]
+    documents = Documents(write(tmp_path, "a.jsonl", lines(rows)))
+    assert len(list(documents.texts())) == 2002
+    assert documents.reading.unread_columns == ("note",)
+
+
+def test_rows_without_text_are_counted_and_told(tmp_path):
+    rows = [{"text": "a", "id": 1}, {"text": None, "id": 2}, {"id": 3}, {"text": "", "id": 4}]
+    documents = Documents(write(tmp_path, "a.jsonl", lines(rows)))
+    assert list(documents.texts()) == ["a", ""]
+    assert (documents.reading.num_rows, documents.reading.num_without_text) == (4, 2)
+    assert documents.reading.sentence().endswith(
+        "a.jsonl: 2 of 4 rows hold nothing in text; the columns id are not read."
+    )
