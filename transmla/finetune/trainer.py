@@ -222,7 +222,12 @@ class FinetuneTrainer(Trainer):
         steps = sorted(steps_saved(self.folder))
         keep = {*steps[-self.args.save_total_limit :], self.state.best_global_step}
         for step in set(steps) - keep:
-            shutil.rmtree(self.folder / CHECKPOINT.format(step=step), ignore_errors=True)
+            # Out of sight first: half of a checkpoint must not look like one, should the deletion be interrupted.
+            name = CHECKPOINT.format(step=step)
+            hidden = self.folder / f".{name}"
+            shutil.rmtree(hidden, ignore_errors=True)
+            (self.folder / name).rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def steps_saved(folder: Path) -> list[int]:
