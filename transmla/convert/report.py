@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 from transmla.convert.summary import PlanSummary
+from transmla.data.documents import Reading
 
 
 class _Record(BaseModel):
@@ -31,22 +32,13 @@ class LayerReport(_Record):
     freq_fold: int | None
 
 
-class RowsReport(_Record):
-    """What was read of a data set, as far as windows were needed; see :class:`transmla.data.documents.Reading`."""
-
-    dataset: str
-    columns: tuple[str, ...]
-    unread_columns: tuple[str, ...]
-    num_rows: int
-    num_without_text: int
-
-
 class CalibrationReport(_Record):
     """The text that was fitted on, and the windows that were held out.
 
     Attributes:
         bos: what windows begin with, as ``--bos`` says it.
-        rows: of the data sets, in their order; none where an older version wrote them.
+        rows: what was read of the data sets, in their order, as far as windows were needed; none where an older version
+            wrote them.
     """
 
     datasets: tuple[str, ...]
@@ -55,7 +47,7 @@ class CalibrationReport(_Record):
     window: int
     seed: int
     bos: str = "never"
-    rows: tuple[RowsReport, ...] = ()
+    rows: tuple[Reading, ...] = ()
     sha256: str
 
 

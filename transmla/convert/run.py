@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 import transformers
@@ -21,7 +21,7 @@ from transmla.config import ConvertRequest
 from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.predict import predict_splits
-from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport, RowsReport
+from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.walk import walk_layers
 from transmla.data.documents import Documents, Reading, with_text
@@ -199,7 +199,7 @@ def _calibration_report(plan: ConversionPlan, windows: Tensor | None) -> Calibra
         window=request.window,
         seed=request.seed,
         bos=request.bos,
-        rows=tuple(RowsReport(**asdict(reading)) for reading in plan.readings),
+        rows=plan.readings,
         sha256=hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
     )
 

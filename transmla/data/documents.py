@@ -19,7 +19,7 @@ from transmla.data.chats import Chat, read_chat, without_filled
 from transmla.data.columns import Columns, choose_columns
 from transmla.data.formats import READ_ERRORS, open_bytes, unreadable
 from transmla.data.layout import laid_out
-from transmla.data.rows import Row, has_rows, open_rows
+from transmla.data.rows import Row, open_rows
 from transmla.errors import DataError
 
 PIECE_CHARACTERS = 100_000
@@ -91,11 +91,15 @@ class Documents:
         """
         self.dataset, self._tokenizer = dataset, tokenizer
         self.reading = Reading(dataset)
-        self.is_text = not has_rows(dataset)
-        if not self.is_text:
-            self._rows = open_rows(dataset)
+        self._rows = open_rows(dataset)
+        if self._rows is not None:
             template = tokenizer is not None and bool(tokenizer.chat_template)
             self._columns = choose_columns(self._rows, text_column, template=template)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the data set is one text, and has no rows."""
+        return self._rows is None
 
     @property
     def are_chats(self) -> bool:
@@ -104,8 +108,7 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         """Yield a document for each row that holds one, or a text file as a whole."""
-        self.reading = Reading(self.dataset)
-        if self.is_text:
+        if self._rows is None:
             yield Document(self.dataset, "".join(self.pieces()))
             return
         columns = self._columns

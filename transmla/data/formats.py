@@ -40,9 +40,9 @@ _SUFFIXES = {
     **dict.fromkeys((".tsv", ".tab"), Format.TSV),
     **dict.fromkeys((".parquet", ".pq"), Format.PARQUET),
 }
-TEXT_SUFFIXES = {".txt", ".text", ".utf8", ".md", ".rst", ".tex", ".log"}
+_TEXT_SUFFIXES = {".txt", ".text", ".utf8", ".md", ".rst", ".tex", ".log"}
 #: Last parts of names that are of files, and of no data set of the hub.
-FILE_SUFFIXES = {*_SUFFIXES, *TEXT_SUFFIXES, ".gz", ".bz2", ".xz", ".zst"}
+FILE_SUFFIXES = {*_SUFFIXES, *_TEXT_SUFFIXES, ".gz", ".bz2", ".xz", ".zst"}
 _COMPRESSED = {
     b"\x1f\x8b": ".gz",
     b"BZh": ".bz2",

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -67,41 +68,31 @@ class Rows:
         return self._read(columns)
 
 
-def has_rows(dataset: str) -> bool:
-    """Return whether a data set consists of rows; a file that does not is one text.
+def open_rows(dataset: str) -> Rows | None:
+    """Open a file of rows, or a hub data set ``name[:config[:split]]``; nothing for a file that is one text.
 
     Raises:
-        DataError: a file that is neither, or there is none, and it is no name of a hub data set.
+        DataError: a file that is neither, or there is none, and it is no name of a hub data set; or it cannot be read.
     """
     path = Path(dataset).expanduser()
     if path.is_dir():
         raise DataError(f"{dataset} is a folder: pass a file of it, {KNOWN}.")
-    if path.is_file():
-        return format_of(path) is not Format.TEXT
-    if path.suffix.lower() in FILE_SUFFIXES or not _HUB_NAME.fullmatch(dataset):
-        raise DataError(f"There is no file {dataset}: pass {KNOWN}, or name[:config[:split]].")
-    return True
-
-
-def open_rows(dataset: str) -> Rows:
-    """Open a file of rows, or a hub data set ``name[:config[:split]]``.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    path = Path(dataset).expanduser()
     if not path.is_file():
+        if path.suffix.lower() in FILE_SUFFIXES or not _HUB_NAME.fullmatch(dataset):
+            raise DataError(f"There is no file {dataset}: pass {KNOWN}, or name[:config[:split]].")
         return _open_hub(dataset)
     kind = format_of(path)
+    if kind is Format.TEXT:
+        return None
     if kind is Format.PARQUET:
         return _open_parquet(path)
-    read = {
+    readers: Mapping[Format, Callable[[io.BufferedIOBase, Path], Iterator[Row]]] = {
         Format.LINES: _read_lines,
         Format.JSON: _read_json,
         Format.CSV: _read_csv,
-        Format.TSV: _read_csv,
-    }[kind]
-    return Rows(dataset, lambda columns: _read_all(path, read))
+        Format.TSV: partial(_read_csv, delimiter="\t"),
+    }
+    return Rows(dataset, lambda columns: _read_all(path, readers[kind]))
 
 
 def _read_all(path: Path, read: Callable[[io.BufferedIOBase, Path], Iterator[Row]]) -> Generator[Row, None, None]:
@@ -184,14 +175,14 @@ def _is_of_one_row(key: str, items: list[Any]) -> bool:
     return said or key in _LISTS_OF_A_ROW
 
 
-def _read_csv(file: io.BufferedIOBase, path: Path) -> Iterator[Row]:
+def _read_csv(file: io.BufferedIOBase, path: Path, *, delimiter: str | None = None) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:  # type: ignore[type-var]
         line = 0
         try:
             header = text.readline()
-            delimiter = "\t" if format_of(path) is Format.TSV else max(",;\t", key=header.count)
-            reader = csv.reader(chain([header], text), delimiter=delimiter, strict=True)
+            found = delimiter or max(",;\t", key=header.count)
+            reader = csv.reader(chain([header], text), delimiter=found, strict=True)
             names = next(reader, [])
             if twice := {name for name in names if names.count(name) > 1}:
                 raise DataError(f"{path} has two columns {min(twice)!r}: name them apart in its first line.")

@@ -33,10 +33,14 @@ def text_start(tokenizer: PreTrainedTokenizerBase, bos: Bos = "auto") -> list[in
     Raises:
         UsageError: one is asked for that the tokenizer does not have.
     """
+    return _start(_prefix(tokenizer), tokenizer, bos)
+
+
+def _start(own: list[int], tokenizer: PreTrainedTokenizerBase, bos: Bos) -> list[int]:
     if bos == "never":
         return []
-    if start := _prefix(tokenizer):
-        return start
+    if own:
+        return own
     if bos in ("auto", "once"):
         return []
     if tokenizer.bos_token_id is None:
@@ -50,7 +54,8 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, bos: Bos = "auto"
     What stands in front is there once, though the text begins with it already, as the output of a chat template does.
     """
     tokens: list[int] = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
-    return begun(tokens[len(_prefix(tokenizer)) :], text_start(tokenizer, bos))
+    own = _prefix(tokenizer)
+    return begun(tokens[len(own) :], _start(own, tokenizer, bos))
 
 
 def begun(tokens: Sequence[int], start: Sequence[int]) -> list[int]:

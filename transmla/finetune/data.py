@@ -35,9 +35,9 @@ class Data:
     told: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Packed:
-    """A data set that can be read from its start as often as one likes."""
+    """A data set that can be read from its start as often as one likes; what it counts is of the last whole time."""
 
     dataset: str
     request: FinetuneRequest
@@ -68,8 +68,7 @@ class _Packed:
                 "of the assistant to learn."
             )
         # Once all of it has been read.
-        vars(self.counts).update(vars(counts))
-        vars(self.reading).update(vars(opened.reading))
+        self.counts, self.reading = counts, opened.reading
 
     def told(self) -> Iterator[str]:
         """Yield what should be known of a data set of which not everything is learnt, once it has been read."""

@@ -165,13 +165,10 @@ def _finished(row: Row, window: int, pad_token: int, start: Sequence[int]) -> It
     if not row.tokens or (row.lay_out()["labels"] == IGNORED).all():
         return
     if start and not row.begins[0]:
-        whole = Row()
-        whole.add(start, [False] * len(start), begins=False, flows=False)
-        whole.tokens, whole.learnt = whole.tokens + row.tokens, whole.learnt + row.learnt
-        whole.begins = whole.begins + row.begins
-        row = whole
+        given = [False] * len(start)
+        row.tokens, row.learnt, row.begins = [*start, *row.tokens], given + row.learnt, given + row.begins
     if left := window - len(row.tokens):
-        row.add([pad_token] * left, [False] * left, begins=True, flows=not start and row.flows and left == 0)
+        row.add([pad_token] * left, [False] * left, begins=True, flows=False)
     yield row
 
 

@@ -199,7 +199,7 @@ class FinetuneTrainer(Trainer):
             if self.args.should_save:
                 for path in [*unfinished.rglob("*"), unfinished]:
                     sync(path)
-                shutil.rmtree(finished, ignore_errors=True)
+                _delete(finished)
                 unfinished.rename(finished)
                 sync(self.folder)
                 self._note({"step": self.state.global_step})
@@ -222,12 +222,16 @@ class FinetuneTrainer(Trainer):
         steps = sorted(steps_saved(self.folder))
         keep = {*steps[-self.args.save_total_limit :], self.state.best_global_step}
         for step in set(steps) - keep:
-            # Out of sight first: half of a checkpoint must not look like one, should the deletion be interrupted.
-            name = CHECKPOINT.format(step=step)
-            hidden = self.folder / f".{name}"
-            shutil.rmtree(hidden, ignore_errors=True)
-            (self.folder / name).rename(hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
+            _delete(self.folder / CHECKPOINT.format(step=step))
+
+
+def _delete(checkpoint: Path) -> None:
+    """Delete a checkpoint, if there is one; out of sight first, so that half of one never looks like one."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    if checkpoint.exists():
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def steps_saved(folder: Path) -> list[int]:
