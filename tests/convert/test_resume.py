@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.convert.models import contents, interrupt_after
 from tests.factory import tiny_checkpoint
@@ -272,3 +274,25 @@ def test_a_disk_that_fills_up_at_the_end_costs_no_work(cli, source, flags, undis
     assert names(output.parent) == {".out.partial"}
     assert cli("convert", source, output, *flags, "--resume").exit_code == 0
     assert contents(output) == undisturbed
+
+
+@pytest.mark.parametrize("small", [2**26, 0])
+def test_weights_that_are_replaced_with_their_time_kept_are_another_source(
+    cli, source, flags, output, tmp_path, monkeypatch, small
+):
+    """cp -p, rsync -t, archives and stores with one time for all files keep name, size and time."""
+    monkeypatch.setattr("transmla.checkpoint.stamps.SMALL", small)
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1, KeyboardInterrupt())
+        cli("convert", folder, output, *flags)
+    path = max(folder.glob("*.safetensors"))
+    before = path.stat()
+    weights = load_file(path)
+    save_file({name: weight.flip(0).contiguous() for name, weight in weights.items()}, path, {"format": "pt"})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    result = cli("convert", folder, output, *flags, "--resume")
+    assert result.exit_code == 1
+    assert "had another source, text or settings" in result.stderr

@@ -19,7 +19,7 @@ from transmla.cli.progress import Bars, choose_progress
 from transmla.config import EvalRequest
 from transmla.errors import DataError, UsageError
 from transmla.evaluate.run import evaluate
-from transmla.evaluate.tasks import task_score
+from transmla.evaluate.task_scores import task_score
 
 WORDS = ["quick", "brown", "lazy", "dogs", "counts", "fox"]
 

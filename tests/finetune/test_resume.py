@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.factory import TEXT
 from tests.finetune.conftest import SHORT, loads, weights
@@ -201,6 +203,30 @@ def test_the_same_sequences_in_the_same_order(cli, converted, tmp_path, monkeypa
     # Steps 7 and 8 were done, and not saved.
     assert len(read) < len(undisturbed) - len(before) + 5
     assert read == undisturbed[-len(read) :]
+
+
+@pytest.mark.parametrize("which", ["converted", "teacher"])
+def test_models_that_are_replaced_with_their_time_kept_do_not_go_on(
+    cli, pair, calibration_text, tmp_path, monkeypatch, which
+):
+    """What a teacher has written down of one model is not learnt with that of another."""
+    models = {"converted": tmp_path / "converted", "teacher": tmp_path / "teacher"}
+    for name, original in zip(("teacher", "converted"), pair, strict=True):
+        shutil.copytree(original, models[name])
+    arguments = ["finetune", models["converted"], tmp_path / "out", "--teacher", models["teacher"]]
+    arguments += ["--dataset", calibration_text, *SHORT.split(), "--max-steps", 2, "--teacher-top-k", 8]
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli(*arguments).exit_code == 130
+    path = max(models[which].glob("*.safetensors"))
+    before = path.stat()
+    stored = load_file(path)
+    save_file({name: weight.flip(0).contiguous() for name, weight in stored.items()}, path, {"format": "pt"})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    result = cli(*arguments, "--resume")
+    assert result.exit_code == 1
+    assert f"weights{' of the teacher' if which == 'teacher' else ''}" in result.stderr
 
 
 def test_a_gradient_that_is_not_finite_stops(cli, converted, calibration_text, tmp_path, monkeypatch):

@@ -12,10 +12,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from transmla import __version__
 from transmla.checkpoint.companions import find_licences
 from transmla.checkpoint.folder import find_file
 from transmla.checkpoint.gguf_metadata import check_metadata
@@ -27,8 +29,9 @@ def stage_gguf(folder: Path, gguf_file: str) -> Path:
     """Return a safetensors folder with the model of ``folder / gguf_file`` in float32.
 
     It is made by the GGUF reader of transformers, with the whole model in memory, and kept in ``$TRANSMLA_CACHE``
-    (``~/.cache/transmla``) under the digest of the file, so that it is made once. A process that finds another at it
-    waits.
+    (``~/.cache/transmla``) under the digest of the file and the versions of what reads it, so that it is made once: a
+    later transformers may read it better, and a later transmla refuse what this one let pass. A process that finds
+    another at it waits.
 
     Raises:
         CheckpointError: no such file, not a GGUF file, or one that transformers cannot read.
@@ -39,7 +42,9 @@ def stage_gguf(folder: Path, gguf_file: str) -> Path:
         if file.read(4) != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file.")
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    readers = [__version__, version("transformers")]
+    digest = hashlib.sha256(" ".join([content, *readers]).encode()).hexdigest()
     staged = cache_folder() / "gguf" / f"{path.stem}-{digest[:12]}"
     while not staged.is_dir():
         try:

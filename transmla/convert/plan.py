@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -23,6 +24,7 @@ from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.source import Source
+from transmla.checkpoint.stamps import file_stamp
 from transmla.config import ConvertRequest
 from transmla.convert.engines import ENGINES
 from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
@@ -35,7 +37,7 @@ from transmla.convert.summary import PlanSummary, Prediction
 from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.data.documents import Reading
 from transmla.device import choose_device
-from transmla.errors import OutputError, UsageError
+from transmla.errors import CheckpointError, OutputError, UsageError
 
 # A share of the cache that differs by less is what was asked for.
 _AS_ASKED = 0.01
@@ -208,10 +210,11 @@ class ConversionPlan:
         """Digest all that decides the output's bytes, so that only a run of the same work is resumed."""
         request = self.request.model_dump(mode="json", exclude={"output_dir", "token"})
         headers = {name: (h.file, list(h.shape), str(h.dtype)) for name, h in sorted(self.reader.headers.items())}
-        stamps = {f: (p.stat().st_size, p.stat().st_mtime_ns) for f, p in self._files().items()}
-        digest = hashlib.sha256(
-            json.dumps([transmla.__version__, torch.__version__, request, headers, stamps, self.config]).encode()
-        )
+        files = sorted({"config.json", *(header.file for header in self.reader.headers.values())})
+        stamps = {name: file_stamp(self.source.folder / name) for name in files}
+        versions = [library.__version__ for library in (transmla, torch, transformers)]
+        parts = [versions, self.device.type, request, headers, stamps, self.config]
+        digest = hashlib.sha256(json.dumps(parts).encode())
         if windows is not None:
             digest.update(windows.numpy().tobytes())
         return digest.hexdigest()
@@ -220,11 +223,8 @@ class ConversionPlan:
         """Say whether the files of the source are still those of an earlier ``identity``."""
         try:
             return self.identity(windows) == identity
-        except OSError:
+        except CheckpointError:
             return False
-
-    def _files(self) -> dict[str, Any]:
-        return {h.file: self.source.folder / h.file for h in self.reader.headers.values()}
 
     @property
     def summary(self) -> PlanSummary:

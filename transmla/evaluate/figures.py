@@ -81,13 +81,25 @@ def _positions(text: TextReport, names: Sequence[str]) -> str:
 
 
 def _tasks(tasks: Sequence[TaskReport], names: Sequence[str]) -> str:
-    figure = _figure(8.0, 0.8 + 0.22 * len(tasks) * len(names))
-    axes = figure.subplots()
+    # Shares have one axis; a perplexity has one of its own, or nothing else would be seen.
+    shares = [task for task in tasks if task.is_share]
+    panels = [*([shares] if shares else []), *([task] for task in tasks if not task.is_share)]
+    figure = _figure(8.0, 0.4 * len(panels) + 0.4 + 0.22 * len(tasks) * len(names))
+    heights = [1 + len(panel) * len(names) for panel in panels]
+    for axes, panel in zip(
+        figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
+    ):
+        _differences(axes, panel, names)
+    figure.axes[0].legend(fontsize=8)
+    return _svg(figure)
+
+
+def _differences(axes: Any, tasks: Sequence[TaskReport], names: Sequence[str]) -> None:
     for number, name in enumerate(names[1:], start=1):
         places = [row + (number - len(names) / 2) / (len(names) + 1) for row in range(len(tasks))]
         scores = [task.scores[number] for task in tasks]
         axes.errorbar(
-            [score.difference for score in scores],
+            [numpy.nan if score.difference is None else score.difference for score in scores],
             places,
             xerr=[1.96 * (score.difference_se or 0.0) for score in scores],
             fmt="o",
@@ -95,12 +107,11 @@ def _tasks(tasks: Sequence[TaskReport], names: Sequence[str]) -> str:
             label=name,
         )
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(tasks)), labels=[f"{task.task} ({task.metric})" for task in tasks])
+    axes.set_yticks(range(len(tasks)), labels=[task.label for task in tasks])
     axes.set_ylim(len(tasks) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter("{x:+.1%}")
+    if tasks[0].is_share:
+        axes.xaxis.set_major_formatter("{x:+.1%}")
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(fontsize=8)
-    return _svg(figure)
 
 
 def _needles(cells: Sequence[ContextReport], names: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """Results that outlive a run: a finished one is found again by what it is about.
 
 A key holds all that decides a result: the weights, the text, the settings, the versions of the libraries. Results are
-files named by the hash of their key, and appear by one rename.
+files named by the hash of their key, and appear by one rename. A model's files are told by what is in them, and by
+their times only where a change of those cannot be hidden (:mod:`transmla.checkpoint.stamps`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -21,11 +23,15 @@ from torch import Tensor
 
 from transmla.checkpoint.gguf import cache_folder
 from transmla.checkpoint.source import Source
+from transmla.checkpoint.stamps import file_stamp, model_files
 from transmla.errors import OutputError
 from transmla.evaluate.models import loaded_versions
 
 MAX_STATES = 2 * 10**9
 """Bytes of hidden states of one source on one text that are kept after a run."""
+
+SETTLED_NS = 2 * 10**9
+"""Nanoseconds for which a file must have been left alone before the hash of it is kept; some disks count in seconds."""
 
 Arrays = dict[str, numpy.ndarray]
 
@@ -84,21 +90,30 @@ class Results:
             self._publish(path, lambda file: file.write(json.dumps(found).encode()))
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def fingerprint(self, model: Source) -> str:
-        """Return the hash of a model: its config, its tokenizer and its weights, each file read once in its life."""
-        patterns = ("config.json", "*.safetensors", "tokenizer*.json", "tokenizer.model", "generation_config.json")
-        paths = sorted({path for pattern in patterns for path in model.folder.glob(pattern)})
-        return _digest({path.name: self._file_hash(path) for path in paths})
+    def fingerprint(self, model: Source, *, weights: bool = True) -> str:
+        """Return the hash of all that a model says something by: config, weights, tokenizer, templates, defaults.
+
+        Its files are read whole, the large ones each once in its life; ``weights`` may be left out.
+        """
+        files = {
+            name: path for name, path in model_files(model.folder).items() if weights or path.suffix != ".safetensors"
+        }
+        return _digest({name: self._file_hash(path) for name, path in files.items()})
 
     def _file_hash(self, path: Path) -> str:
-        status = path.stat()
-        key = {"file": str(path.resolve()), "size": status.st_size, "changed": status.st_mtime_ns}
-
-        def make() -> str:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-
-        return self.record(key, make)
+        before = _change(path)
+        stamp = file_stamp(path)
+        if stamp.whole:
+            return stamp.sha256
+        noted = self.path({"file": str(path.resolve()), "stamp": stamp, "change": before}, ".json")
+        if noted.exists():
+            return str(json.loads(noted.read_text(encoding="utf-8")))
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        # What is written in one tick of the clock leaves one time, so that of what is young no hash is kept.
+        if _change(path) == before and time.time_ns() - before.time_ns > SETTLED_NS:
+            self._publish(noted, lambda file: file.write(json.dumps(found).encode()))
+        return found
 
     def _publish(self, path: Path, write: Callable[[Any], Any]) -> None:
         try:
@@ -140,6 +155,19 @@ class StateFile:
     def open(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Return the rows."""
         return torch.from_file(str(self.path), shared=False, size=shape[0] * shape[1], dtype=dtype).view(shape)
+
+
+class _Change(NamedTuple):
+    """What no copy keeps: a file's inode, and when that was last changed, which nobody can set."""
+
+    device: int
+    inode: int
+    time_ns: int
+
+
+def _change(path: Path) -> _Change:
+    status = path.stat()
+    return _Change(status.st_dev, status.st_ino, status.st_ctime_ns)
 
 
 def _digest(key: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from transmla.checkpoint.source import Source
+from transmla.checkpoint.stamps import model_stamp
 from transmla.config import BenchRequest, ComparisonRequest, EvalRequest
 from transmla.data.text import load_tokenizer
 from transmla.data.tokens import check_known, text_start
@@ -65,7 +67,7 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
     longest, flag = _longest(request)
     check_comparable(found, window=longest, flag=flag)
     with open_results(lasting=not request.no_cache) as results:
-        subjects = [Subject(model, results.fingerprint(model), request.dtype, device) for model in found]
+        subjects = [_subject(model, request, device, results) for model in found]
         parts = list(_parts(request, subjects[0], results))
         for subject in subjects:
             for part in parts:
@@ -83,6 +85,12 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
     return EvalReport.model_validate(
         {**fields, "dtype": request.dtype, "device": str(device), "versions": loaded_versions()}
     )
+
+
+def _subject(found: Source, request: EvalRequest, device: torch.device, results: Results) -> Subject:
+    # Before the hash: whatever is put in their place from now on is noticed.
+    stamp = model_stamp(found.folder)
+    return Subject(found, results.fingerprint(found), request.dtype, device, request.batch_size, stamp)
 
 
 def _time(request: EvalRequest, progress: Progress) -> BenchReport:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
 from transmla.evaluate.bench_report import BenchReport
-from transmla.evaluate.eval_report import EvalReport, GreedyReport, TaskScore, TextReport, TextScore
+from transmla.evaluate.eval_report import EvalReport, GreedyReport, TaskReport, TaskScore, TextReport, TextScore
 
 SIGNIFICANT = 0.05
 """Probability below which a difference is not taken for noise."""
@@ -89,21 +90,25 @@ def _positions(text: TextReport, names: Sequence[str]) -> Sheet:
 def _tasks(report: EvalReport, names: Sequence[str]) -> Sheet:
     rows: list[tuple[str, ...]] = []
     for task in report.tasks:
-        head = (f"{task.task} ({task.metric})", f"{task.num_items:,}")
+        head = (task.label, f"{task.num_items:,}")
         for name, score in zip(names, task.scores, strict=True):
-            rows.append((*head, name, _with_error(score.value, score.standard_error), *_difference(score)))
+            value = _with_error(score.value, score.standard_error, share=task.is_share)
+            rows.append((*head, name, value, *_difference(score, task)))
             head = ("", "")
     title = f"Tasks, and paired differences to the source; from p {SIGNIFICANT} on they may be noise"
     return Sheet(title, ("Task", "Items", "Model", "Score", "Difference", "p", "is"), tuple(rows))
 
 
-def _difference(score: TaskScore) -> tuple[str, ...]:
+def _difference(score: TaskScore, task: TaskReport) -> tuple[str, ...]:
     if score.difference is None:
         return ("-", "-", "")
+    difference = _with_error(score.difference, score.difference_se, share=task.is_share, sign="+")
     if score.p_value is None:
-        return (_with_error(score.difference, None, "+"), "-", "")
-    verdict = "noise" if score.p_value >= SIGNIFICANT else "better" if score.difference > 0 else "worse"
-    return (_with_error(score.difference, score.difference_se, "+"), f"{score.p_value:.2g}", verdict)
+        return (difference, "-", "")
+    ways = ("other", "other") if task.higher_is_better is None else ("better", "worse")
+    rises = (score.difference > 0) == (task.higher_is_better is not False)
+    verdict = "noise" if score.p_value >= SIGNIFICANT else ways[not rises]
+    return (difference, f"{score.p_value:.2g}", verdict)
 
 
 def _contexts(report: EvalReport, names: Sequence[str]) -> Sheet:
@@ -180,8 +185,15 @@ def _excess(score: TextScore) -> str:
     return _small(score.excess_nll, "+") + error
 
 
-def _with_error(value: float, error: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.1%}" + ("" if error is None else f" ±{error:.1%}")
+def _with_error(value: float | None, error: float | None, *, share: bool, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    write = f"{{:{sign}.1%}}".format if share else partial(_number, sign=sign)
+    return write(value) + ("" if error is None else f" ±{error:.1%}" if share else f" ±{_number(error)}")
+
+
+def _number(value: float, sign: str = "") -> str:
+    return format(value, f"{sign}.4f" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{sign}.4g")
 
 
 def _small(value: float | None, sign: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from transmla.checkpoint.publish import check_output
 from transmla.checkpoint.source import Source
+from transmla.checkpoint.stamps import model_digest
 from transmla.config import FinetuneRequest, flag_name
 from transmla.data.text import load_tokenizer
 from transmla.errors import UsageError
@@ -56,18 +56,13 @@ class Prepared:
         """Return what must be the same for the work of an interrupted run to be of use, by names that people know."""
         request = self.request.model_dump(mode="json", exclude={"output_dir", "report_to"})
         return {flag_name(field): value for field, value in request.items()} | {
-            "weights": _digest_of_sizes(self.converted),
-            "weights of the teacher": None if self.teacher is None else _digest_of_sizes(self.teacher),
+            "weights": model_digest(self.converted.folder),
+            "weights of the teacher": None if self.teacher is None else model_digest(self.teacher.folder),
             "tokens shared with the teacher": None if self.teacher is None else self.num_taught,
             "tokens": self.data.sha256,
             "number of processes": arguments.world_size,
             "bfloat16": arguments.bf16,
         }
-
-
-def _digest_of_sizes(model: Source) -> str:
-    sizes = sorted((path.name, path.stat().st_size) for path in model.folder.glob("*.safetensors"))
-    return hashlib.sha256(repr(sizes).encode()).hexdigest()
 
 
 def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:
