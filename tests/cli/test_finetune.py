@@ -66,6 +66,23 @@ def test_a_stream_needs_an_end(cli, converted, tmp_path, calibration_text):
     assert "--streaming needs --max-steps" in result.stderr
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_that_cannot_be_read_while_it_trains(cli, converted, tmp_path, workers):
+    """Far into a stream, perhaps by a worker: still one sentence, and what was trained is kept."""
+    rows = [json.dumps({"text": f"The wheel turned {number} times before winter."}) for number in range(4000)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, '{"text": ']) + "\n")
+    (tmp_path / "recipe.yaml").write_text(f"training_arguments: {{dataloader_num_workers: {workers}}}\n")
+    result = cli(
+        "finetune", converted, tmp_path / "out", "--dataset", tmp_path / "rows.jsonl", *FEW[:4], "--streaming",
+        "--max-steps", 300, "--per-device-train-batch-size", 8, "--config", tmp_path / "recipe.yaml", "-q",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "not expected" not in result.stderr
+    assert "rows.jsonl" in result.stderr
+
+
 def test_a_source_has_no_source(refuses, converted):
     refuses(2, "does not say what it was converted from", checkpoint=converted.parent / "source")
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.finetune.conftest import SHORT, loads, weights
+from transmla.finetune.trainer import FinetuneTrainer
 
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSMLA_DEBUG": "1"}
 FLAGS = "--max-steps 5 --eval-steps 2 --num-eval-windows 15 --device cpu"
@@ -28,12 +29,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def command_of(tmp_path, checkpoint, output, text, flags, config):
+def command_of(tmp_path, checkpoint, output, text, flags, config, program=("-m", "transmla")):
     """Two processes by ``accelerate launch``; its MULTI_GPU is any number of processes, here on CPUs over gloo."""
     path = tmp_path / "accelerate.yaml"
     common = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2}
     path.write_text(yaml.safe_dump({**common, "main_process_port": free_port(), **config}))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, "-m", "transmla", "finetune"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, *program, "finetune"]
     return [*command, checkpoint, output, "--dataset", text, *SHORT.split(), *FLAGS.split(), *flags.split(), "--json"]
 
 
@@ -134,3 +135,65 @@ def test_sharded_and_killed(tmp_path, converted, calibration_text, alone, config
     assert all(loads(folder) for folder in work.glob("checkpoint-*"))
     assert not (tmp_path / "out").exists()
     assert_same_losses(alone, launch(*arguments, f"{flags} --resume", **config))
+
+
+# Each process writes down what it reads and learns from; the rest is the program.
+RECORDER = """
+import json, runpy, sys
+from transmla.finetune.trainer import FinetuneTrainer
+original = FinetuneTrainer.compute_loss
+def recorded(self, model, inputs, *others, **options):
+    counted = (inputs["labels"] >= 0).any(-1)
+    names = inputs["index"] if "index" in inputs else inputs["input_ids"]
+    with open(f"{sys.argv[0]}.{self.args.process_index}", "a") as file:
+        file.write(json.dumps(names[counted].tolist()) + "\\n")
+    return original(self, model, inputs, *others, **options)
+FinetuneTrainer.compute_loss = recorded
+if __name__ == "__main__":
+    runpy.run_module("transmla", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("flags", ["--num-train-epochs 2 --max-steps {steps}", "--streaming --max-steps {count}"])
+def test_two_processes_read_every_sequence_once(cli, tmp_path, converted, calibration_text, flags):
+    """An odd number of them, read by workers: one process has nothing left in the last step of a pass, and waits."""
+    text, recipe, script = tmp_path / "text.txt", tmp_path / "recipe.yaml", tmp_path / "recorder.py"
+    text.write_text(" ".join(calibration_text.read_text().split()[:220]))
+    recipe.write_text("training_arguments: {dataloader_num_workers: 2, dataloader_persistent_workers: true}\n")
+    script.write_text(RECORDER)
+    few = f"--per-device-train-batch-size 1 --num-eval-windows 2 --train all --config {recipe}"
+    arguments = [converted, tmp_path / "out", "--dataset", text, *SHORT.split(), *few.split(), "--dry-run", "--json"]
+    count = json.loads(cli("finetune", *arguments).stdout)["num_sequences"]
+    assert count % 2 == 1
+    few = f"{few} {flags.format(steps=count + 1, count=count)}"
+    config = {"distributed_type": "MULTI_GPU"}
+    command = command_of(tmp_path, converted, tmp_path / "out", text, few, config, program=[script])
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=ALONE, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shares = [[json.loads(line) for line in Path(f"{script}.{rank}").read_text().splitlines()] for rank in range(2)]
+    assert len(shares[0]) == len(shares[1])
+    read = [str(name) for batches in zip(*shares, strict=True) for batch in batches for name in batch]
+    assert len(read) == 2 * count
+    for one_pass in (read[:count], read[count:]):
+        assert len(set(one_pass)) == count
+    assert set(read[:count]) == set(read[count:])
+
+
+def test_another_number_of_processes_does_not_go_on(cli, tmp_path, converted, calibration_text, monkeypatch):
+    output, original = tmp_path / "out", FinetuneTrainer.compute_loss
+
+    def interrupted(self, *arguments, **options):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(FinetuneTrainer, "compute_loss", interrupted)
+    arguments = [converted, output, "--dataset", calibration_text, *SHORT.split(), *FLAGS.split()]
+    assert cli("finetune", *arguments).exit_code == 130
+    command = command_of(tmp_path, converted, output, calibration_text, "--resume", {"distributed_type": "MULTI_GPU"})
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", check=False, env=ALONE | {"TRANSMLA_DEBUG": "0"}, timeout=300
+    )
+    assert done.returncode != 0
+    assert "had number of processes 1 (now 2): repeat those" in done.stderr
+    assert list((tmp_path / ".out.partial" / "work").glob("checkpoint-*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from itertools import product
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from transmla.finetune.memory import Setting, estimate_memory
 from transmla.finetune.student import Student
 from transmla.finetune.teacher import FullTargets, Lesson
 from transmla.finetune.trained import choose_trained, take_types
+from transmla.finetune.vocabulary import SharedTokens
 from transmla.modeling import absorb
 
 # Large enough beside the odds and ends that no estimate counts.
@@ -41,10 +43,12 @@ CONFIG = DeepseekV3Config(
 BATCH, WINDOW = 3, 200
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("train", ["attention", "all", "lora"])
-def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing):
+CASES = [(*case, None) for case in product(["attention", "all", "lora"], [False, True], [False, True])]
+CASES += [("attention", False, True, SharedTokens(3000, 3200))]
+
+
+@pytest.mark.parametrize(("train", "bf16", "checkpointing", "shared"), CASES)
+def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing, shared):
     # As large a part of the logits at once as in large models.
     monkeypatch.setattr(loss, "CPU_CHUNK_NUMBERS", 2**18)
     monkeypatch.setattr("transmla.finetune.memory.CPU_CHUNK_NUMBERS", 2**18)
@@ -57,8 +61,8 @@ def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing):
     student = Student.made_of(model, Mix(0.1)).train()
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
     tokens = torch.randint(3000, (BATCH, WINDOW))
-    teacher = torch.nn.Linear(64, 3000, bias=False)
-    lesson = Lesson(FullTargets(torch.randn(BATCH * (WINDOW - 1), 64), teacher, torch.device("cpu")))
+    teacher = torch.nn.Linear(64, shared.num_teacher if shared else 3000, bias=False)
+    lesson = Lesson(FullTargets(torch.randn(BATCH * (WINDOW - 1), 64), teacher, torch.device("cpu"), shared))
     with LiveTensors() as meter:
         for _ in range(3):
             with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
@@ -67,7 +71,9 @@ def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing):
             optimiser.step()
             optimiser.zero_grad()
             peak = meter.lap()
-    setting = Setting(train, 8, BATCH, WINDOW, bf16=bf16, checkpointing=checkpointing, on_cpu=True)
+    setting = Setting(
+        train, 8, BATCH, WINDOW, bf16=bf16, checkpointing=checkpointing, on_cpu=True, renormalized=shared is not None
+    )
     memory = estimate_memory(CONFIG, setting)
     assert memory.num_trained == sum(student.get_parameter(name).numel() for name in trained)
     weights = memory.frozen + memory.trained

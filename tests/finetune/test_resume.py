@@ -160,6 +160,27 @@ def test_other_settings_do_not_go_on(cli, interrupted, tmp_path):
     assert checkpoints(tmp_path / "out")
 
 
+@pytest.mark.parametrize("flags", ["", "--streaming"])
+def test_other_data_do_not_go_on(cli, converted, tmp_path, monkeypatch, flags):
+    """Of a stream nothing but the start has been read when this is judged, and the start is the same."""
+    text, original = tmp_path / "text.txt", FinetuneTrainer.compute_loss
+    text.write_text(TEXT * 8, encoding="utf-8")
+    arguments = ["finetune", converted, tmp_path / "out", "--dataset", text, *SHORT.split(), *FLAGS.split()]
+
+    def interrupted(self, *others, **options):
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return original(self, *others, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "compute_loss", interrupted)
+        assert cli(*arguments, *flags.split()).exit_code == 130
+    text.write_text(TEXT * 7 + TEXT.upper(), encoding="utf-8")
+    result = cli(*arguments, *flags.split(), "--resume")
+    assert result.exit_code == 1
+    assert (str(text) if flags else "had tokens '") in result.stderr
+
+
 # Some 30 sequences in memory, so that a pass ends after four steps, and the last step of each has fewer batches.
 WAYS = {
     "memory": ("--gradient-accumulation-steps 2 --dataset {short}", ""),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, TrainingArguments
 
 from transmla.checkpoint.publish import check_output
 from transmla.checkpoint.source import Source
-from transmla.checkpoint.stamps import model_digest
+from transmla.checkpoint.stamps import file_stamp, model_digest
 from transmla.config import FinetuneRequest, flag_name
 from transmla.data.text import load_tokenizer
 from transmla.errors import UsageError
@@ -60,9 +62,17 @@ class Prepared:
             "weights of the teacher": None if self.teacher is None else model_digest(self.teacher.folder),
             "tokens shared with the teacher": None if self.teacher is None else self.num_taught,
             "tokens": self.data.sha256,
+            # Of a stream that digest is about the start.
+            **(_stamps(self.request.dataset) if self.request.streaming else {}),
             "number of processes": arguments.world_size,
             "bfloat16": arguments.bf16,
         }
+
+
+def _stamps(datasets: Iterable[str]) -> dict[str, str]:
+    """Return what tells each file of some data sets from one that has taken its place."""
+    files = [path for path in (Path(name).expanduser() for name in datasets) if path.is_file()]
+    return {str(path): "{0} bytes, of {1}, {3}".format(*file_stamp(path)) for path in files}
 
 
 def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from transmla.checkpoint.sync import sync
 from transmla.checkpoint.writing import writing
-from transmla.errors import TrainingError
+from transmla.errors import TrainingError, TransMLAError
 from transmla.finetune.order import pass_loader
 from transmla.finetune.packing import Filler, PackedDataset
 from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, save_trained
@@ -123,7 +123,15 @@ class FinetuneTrainer(Trainer):
         """Train, and know how long an interrupted run has taken before."""
         if resume_from_checkpoint is not None:
             self.recall(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except TransMLAError as error:
+            # What a worker of a loader raises comes with its traceback in the message.
+            name = f"{type(error).__module__}.{type(error).__qualname__}: "
+            _, found, sentence = str(error).rpartition(name)
+            if found:
+                raise type(error)(sentence.strip()) from None
+            raise
 
     def recall(self, folder: str) -> None:
         """Take up the state that a checkpoint has left in its folder for resuming."""
