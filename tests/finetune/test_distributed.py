@@ -158,7 +158,7 @@ if __name__ == "__main__":
 def test_two_processes_read_every_sequence_once(cli, tmp_path, converted, calibration_text, flags):
     """An odd number of them, read by workers: one process has nothing left in the last step of a pass, and waits."""
     text, recipe, script = tmp_path / "text.txt", tmp_path / "recipe.yaml", tmp_path / "recorder.py"
-    text.write_text(" ".join(calibration_text.read_text().split()[:220]))
+    text.write_text(" ".join(calibration_text.read_text().split()[:235]))
     recipe.write_text("training_arguments: {dataloader_num_workers: 2, dataloader_persistent_workers: true}\n")
     script.write_text(RECORDER)
     few = f"--per-device-train-batch-size 1 --num-eval-windows 2 --train all --config {recipe}"
