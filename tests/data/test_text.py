@@ -139,7 +139,7 @@ def test_an_absent_file_is_not_sought_on_the_hub(tmp_path, monkeypatch, dataset)
         ("bad.parquet", "no parquet", r"bad\.parquet is no parquet file: it does not begin as one"),
         ("none.jsonl", json_lines({"a": 1}), r"none\.jsonl has no column with text or chats; its columns: a\."),
         ("two.jsonl", json_lines({"a": "", "b": ""}), r"has no column 'text': pass --text-column, one of a, b\."),
-        ("list.jsonl", json_lines({"text": ["a"]}), r"Line 1 of .*list\.jsonl: Column 'text' holds list, not text"),
+        ("list.jsonl", json_lines({"text": ["a"]}), r"Line 1 of .*list\.jsonl: Column 'text' holds a list, not text"),
     ],
 )
 def test_what_is_not_text_is_refused_at_once(write, name, content, message, caplog):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from tests.factory import TEXT, tiny_checkpoint, tiny_tokenizer
+from transmla.data.documents import Documents, open_documents
 from transmla.errors import DataError
+from transmla.evaluate.passages import read_passages
 from transmla.finetune.documents import Document, read_documents
 from transmla.finetune.packing import Counts, PackedDataset, StreamedDataset, pack
 from transmla.finetune.student import IGNORED
@@ -115,7 +117,7 @@ def test_messages_may_have_another_column(tokenizer, tmp_path):
         (None, {"messages": CONVERSATION}, "no chat template"),
         (CHATML, {"messages": [{"speaker": "a"}]}, "has no role"),
         ("{{ raise_exception('only two') }}", {"messages": CONVERSATION}, r"does not take the conversation \(only two"),
-        (CHATML, {"text": 3.5}, "holds float, not text"),
+        (CHATML, {"text": 3.5}, "holds a number, not text"),
     ],
 )
 def test_what_is_no_data_is_refused(tokenizer, tmp_path, template, row, message):
@@ -246,6 +248,42 @@ def test_what_does_not_fit_into_a_window_is_counted(overflow, expected):
     seen = [token for row in rows for token, learnt in zip(row.tokens, row.learnt, strict=True) if learnt]
     assert len(seen) == counts.num_learnable - counts.num_lost
     assert all(len(row.tokens) == 16 for row in rows)
+
+
+@pytest.mark.parametrize("start", [[], [1]], ids=str)
+@pytest.mark.parametrize("length", range(17, 50))
+def test_a_conversation_that_is_split_is_learnt_to_the_last_token(start, length):
+    long = Document(list(range(100, 100 + length)), [False] * 3 + [True] * (length - 3), whole=True)
+    rows = list(pack([long], window=16, pad_token=0, start=start, overflow="split"))
+    labels = [token for row in rows for token in row.lay_out()["labels"].tolist() if token != IGNORED]
+    assert labels == list(range(103, 100 + length))
+
+
+@pytest.mark.parametrize("length", range(14, 34))
+def test_the_last_token_of_a_text_is_learnt_after_a_start(length):
+    text = Document([1, *range(10, 10 + length)], [True] * (length + 1))
+    rows = list(pack([text], window=16, pad_token=0, start=[1]))
+    labels = [token for row in rows for token in row.lay_out()["labels"].tolist() if token != IGNORED]
+    assert labels == list(range(10, 10 + length))
+
+
+@pytest.mark.parametrize("bos", ["auto", "always", "never", "once"])
+@pytest.mark.parametrize(("prompt", "completion"), [("The wheel", " turned."), ("<s>The wheel", " turned.</s>")])
+def test_without_a_template_a_prompt_is_given_and_what_completes_it_is_learnt(
+    tokenizer, tmp_path, bos, prompt, completion
+):
+    tokenizer.chat_template = None
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": prompt, "completion": completion, "id": 3}])
+    [document] = read_documents(path, tokenizer, bos=bos)
+    whole = tokenizer.decode(document.tokens)
+    assert whole == ("" if bos == "never" and prompt[0] != "<" else "<s>") + "The wheel turned.</s>"
+    learnt = [token for token, learn in zip(document.tokens, document.learnt, strict=True) if learn]
+    assert tokenizer.decode(learnt) == " turned.</s>"
+    # The other commands read the same.
+    assert list(Documents(path, tokenizer=tokenizer).texts()) == [prompt + completion]
+    [passage] = read_passages(path, tokenizer, window=64, per_document=True, bos=bos).tokens
+    assert tokenizer.decode(passage).removesuffix("</s>") == whole.removesuffix("</s>")
+    assert "".join(open_documents(path, tokenizer=tokenizer)) == prompt + completion
 
 
 def test_a_window_in_which_a_text_goes_on_begins_as_a_text_does():

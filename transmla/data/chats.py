@@ -17,7 +17,7 @@ CHAT_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("prompt", "completion"),
 )
 
-_TOOLS, _SYSTEM, _OPTIONS = "tools", "system", "chat_template_kwargs"
+TOOLS, _SYSTEM, OPTIONS = "tools", "system", "chat_template_kwargs"
 _OWN_SYSTEM = {"system", "developer"}
 
 
@@ -44,7 +44,7 @@ class Chat:
 
 def beside(columns: Sequence[str]) -> tuple[str, ...]:
     """Return those of a row's columns that are read together with a chat."""
-    return tuple(column for column in (_TOOLS, _SYSTEM, _OPTIONS) if column in columns)
+    return tuple(column for column in (TOOLS, _SYSTEM, OPTIONS) if column in columns)
 
 
 def read_chat(row: Mapping[str, Any], columns: Sequence[str]) -> Chat:
@@ -72,7 +72,7 @@ def read_chat(row: Mapping[str, Any], columns: Sequence[str]) -> Chat:
             )
         if not own:
             messages, learnt = [{"role": "system", "content": system}, *messages], [False, *learnt]
-    return Chat(messages, _tools(row.get(_TOOLS)), _options(row.get(_OPTIONS)), tuple(learnt))
+    return Chat(messages, _tools(row.get(TOOLS)), _options(row.get(OPTIONS)), tuple(learnt))
 
 
 def read_plain(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, tuple[int, int]]:
@@ -149,7 +149,7 @@ def _is_list(text: str) -> bool:
 def _tools(value: Any) -> list[dict[str, Any]] | None:
     if value is None or value == "":
         return None
-    what = f"Column {_TOOLS!r}"
+    what = f"Column {TOOLS!r}"
     tools = [
         dict(parse_json(tool, what, Mapping, "a list of JSON schemas of functions"))
         for tool in parse_json(value, what, list, "a list of JSON schemas of functions")
@@ -163,4 +163,4 @@ def _tools(value: Any) -> list[dict[str, Any]] | None:
 def _options(value: Any) -> dict[str, Any]:
     if value is None or value == "":
         return {}
-    return dict(parse_json(value, f"Column {_OPTIONS!r}", Mapping, "an object with variables for the chat template"))
+    return dict(parse_json(value, f"Column {OPTIONS!r}", Mapping, "an object with variables for the chat template"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -25,16 +25,24 @@ class Columns:
     """What is read of each row.
 
     Attributes:
-        read: the column of the text, or those of a chat.
+        read: the column of the text, or those of a chat, or of a text and how it goes on.
         chat: whether they make a chat.
         beside: columns that a chat is laid out with.
         unread: all others.
+        watched: those that have held nothing so far, where the one that is read is the only one with text; if they
+            do hold text later, it is not clear which is the text.
     """
 
     read: tuple[str, ...]
     chat: bool
     beside: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    watched: tuple[str, ...] | None = None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the text was found by what the rows hold, and not by a name."""
+        return self.watched is not None
 
 
 def choose_columns(rows: Rows, wanted: str | None, *, template: bool) -> Columns:
@@ -60,11 +68,13 @@ def choose_columns(rows: Rows, wanted: str | None, *, template: bool) -> Columns
     chat = next((known for known in CHAT_COLUMNS if all(_holds(name, looked) for name in known)), None)
     strings = [name for name in names if any(isinstance(row.values.get(name), str) for row in looked)]
     if chat and (template or _TEXT not in strings):
-        return _chat(names, chat)
+        # Without a template, a prompt and what completes it are a text all the same.
+        return _chat(names, chat) if template or len(chat) == 1 else _text(names, *chat)
     if _TEXT in names:
         return _text(names, _TEXT)
     if len(strings) == 1:
-        return _text(names, strings[0])
+        empty = (name for name in names if any(name in row.values for row in looked) and not _holds(name, looked))
+        return replace(_text(names, strings[0]), watched=tuple(empty))
     if not strings:
         raise DataError(f"{rows.dataset} has no column with text or chats; its columns: {_listed(names)}.")
     raise DataError(f"{rows.dataset} has no column {_TEXT!r}: pass --text-column, one of {_listed(strings)}.")
@@ -75,8 +85,8 @@ def _chat(names: Sequence[str], read: tuple[str, ...]) -> Columns:
     return Columns(read, True, with_it, tuple(name for name in names if name not in (*read, *with_it)))
 
 
-def _text(names: Sequence[str], read: str) -> Columns:
-    return Columns((read,), False, (), tuple(name for name in names if name != read))
+def _text(names: Sequence[str], *read: str) -> Columns:
+    return Columns(read, False, (), tuple(name for name in names if name not in read))
 
 
 def _holds(name: str, looked: Sequence[Row]) -> bool:
@@ -103,4 +113,4 @@ def _is_json_list(value: str) -> bool:
 
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:20])
-    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown
+    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown or "none"

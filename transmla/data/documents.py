@@ -7,7 +7,7 @@ and the papers after it join WikiText: by an empty line, empty rows kept. Chats 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,11 +15,14 @@ from typing import NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from transmla.data.chats import Chat, read_chat, without_filled
+from transmla.data.chats import Chat, read_chat, read_plain, without_filled
 from transmla.data.columns import Columns, choose_columns
 from transmla.data.formats import READ_ERRORS, open_bytes, unreadable
-from transmla.data.layout import laid_out
+from transmla.data.layout import Laid, laid_out
+from transmla.data.messages import name_of_type
 from transmla.data.rows import Row, open_rows
+from transmla.data.template import unread_variables
+from transmla.data.tokens import check_characters
 from transmla.errors import DataError
 
 PIECE_CHARACTERS = 100_000
@@ -33,11 +36,12 @@ class Document(NamedTuple):
 
     Attributes:
         place: where it stands, as in "Line 7 of data.jsonl".
-        content: a text, or a chat that has not been laid out.
+        content: a text; a chat that has not been laid out; or a prompt with what completes it, where there is no chat
+            template to lay them out.
     """
 
     place: str
-    content: str | Chat
+    content: str | Chat | Laid
 
 
 @dataclass
@@ -48,6 +52,8 @@ class Reading:
         dataset: as the user calls it.
         columns: those that are read; none of a text file.
         unread_columns: the others.
+        unread_by_template: what stands beside chats and the chat template does not read.
+        is_found: the column is read because it is the only one with text, whatever it is called.
         num_rows: rows that were read so far.
         num_without_text: those among them that hold nothing, for the column is null or absent; an empty text is a text.
     """
@@ -55,6 +61,8 @@ class Reading:
     dataset: str
     columns: tuple[str, ...] = ()
     unread_columns: tuple[str, ...] = ()
+    unread_by_template: tuple[str, ...] = ()
+    is_found: bool = False
     num_rows: int = 0
     num_without_text: int = 0
 
@@ -64,8 +72,12 @@ class Reading:
         if self.num_without_text:
             nothing = f"{self.num_without_text:,} of {self.num_rows:,} rows"
             told.append(f"{nothing} hold nothing in {', '.join(self.columns)}")
+        if self.is_found:
+            told.append(f"the text is taken from {self.columns[0]!r}, the only column with text")
         if self.unread_columns:
-            told.append(f"the columns {', '.join(self.unread_columns[:8])} are not read")
+            told.append(f"the columns {_listed(self.unread_columns)} are not read")
+        if self.unread_by_template:
+            told.append(f"the chat template does not read {_listed(self.unread_by_template)}")
         return f"{self.dataset}: {'; '.join(told)}." if told else None
 
 
@@ -112,14 +124,21 @@ class Documents:
             yield Document(self.dataset, "".join(self.pieces()))
             return
         columns = self._columns
-        self.reading = Reading(self.dataset, (*columns.read, *columns.beside), columns.unread)
-        for row in self._rows.read((*columns.read, *columns.beside)):
-            self.reading.num_rows += 1
+        read = (*columns.read, *columns.beside)
+        self.reading = reading = Reading(self.dataset, read, columns.unread, is_found=columns.is_found)
+        for row in self._rows.read((*read, *(columns.watched or ()))):
+            reading.num_rows += 1
+            # Rows of JSON have what they have, the thousandth as the first.
+            known = {*read, *reading.unread_columns}
+            reading.unread_columns += tuple(name for name in row.values if name not in known)
             content = at(row.place, _content, row, columns)
             if content is None:
-                self.reading.num_without_text += 1
-            else:
-                yield Document(row.place, content)
+                reading.num_without_text += 1
+                continue
+            if isinstance(content, Chat) and self._tokenizer is not None:
+                unread = unread_variables(self._tokenizer, content)
+                reading.unread_by_template += tuple(name for name in unread if name not in reading.unread_by_template)
+            yield Document(row.place, content)
 
     def texts(self) -> Iterator[str]:
         """Yield the documents as texts, chats laid out by the tokenizer's template.
@@ -128,7 +147,10 @@ class Documents:
             DataError: a chat that cannot be laid out; which row.
         """
         for place, content in self:
-            yield content if isinstance(content, str) else at(place, laid_out, content, self._tokenizer)
+            if isinstance(content, Chat):
+                yield at(place, laid_out, content, self._tokenizer)
+            else:
+                yield content if isinstance(content, str) else content.text
 
     def pieces(self) -> Iterator[str]:
         """Yield pieces of text; joined as they are, they make the whole text."""
@@ -150,16 +172,38 @@ def at(place: str, function: Callable[..., T], *arguments: object) -> T:
         raise DataError(f"{place}: {error}") from None
 
 
-def _content(row: Row, columns: Columns) -> str | Chat | None:
+def _content(row: Row, columns: Columns) -> str | Chat | Laid | None:
+    if columns.is_found:
+        _check_only_text(row, columns)
     values = [row.values.get(name) for name in columns.read]
+    if all(value is None for value in values):
+        return None
     if columns.chat:
-        if all(value is None for value in values):
-            return None
         return read_chat(without_filled(dict(row.values)) if row.filled else row.values, columns.read)
+    if len(values) > 1:
+        whole, completion = read_plain(row.values, columns.read)
+        check_characters(whole)
+        return Laid(whole, (completion,))
     [text] = values
-    if not isinstance(text, str | None):
-        raise DataError(f"Column {columns.read[0]!r} holds {type(text).__name__}, not text.")
+    if not isinstance(text, str):
+        raise DataError(f"Column {columns.read[0]!r} holds {name_of_type(text)}, not text.")
+    check_characters(text)
     return text
+
+
+def _check_only_text(row: Row, columns: Columns) -> None:
+    [read] = columns.read
+    other = next((name for name, value in row.values.items() if isinstance(value, str) and name != read), None)
+    if other is not None:
+        raise DataError(
+            f"Column {other!r} holds text as well as {read!r}, which was the only one up to here: pass --text-column, "
+            f"one of {read}, {other}."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name or "''" for name in names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
 
 
 def open_documents(

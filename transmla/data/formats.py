@@ -62,6 +62,13 @@ _OTHER_STARTS = {
     b"SQLite format 3": "a data base: export it as CSV",
     b"\x93NUMPY": "an array of numbers",
 }
+# Beginnings of what would be read if it were written otherwise.
+_UNREAD_STARTS = {
+    b"version https://git-lfs": "a pointer of git-lfs, and not the file itself: git lfs pull gets it",
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"), "text in UTF-16 or UTF-32: save it as UTF-8"),
+}
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html)", re.IGNORECASE)
+_WEB_SUFFIXES = {".html", ".htm", ".xhtml"}
 _OTHER_SUFFIXES = {
     **dict.fromkeys((".tar", ".tgz", ".zip", ".7z", ".rar"), _ARCHIVE),
     **dict.fromkeys((".arrow", ".feather"), _OTHER_STARTS[b"ARROW1"]),
@@ -71,7 +78,7 @@ _OTHER_SUFFIXES = {
 }
 _PARQUET = b"PAR1"
 _HEAD_BYTES = 65_536
-_LIKE_JSON = re.compile(r'\s*(\[\s*)?\{\s*("(\\.|[^"\\])*"\s*:|\})')
+_LIKE_JSON = re.compile(r'\s*((\[\s*)?\{\s*("(\\.|[^"\\])*"\s*:|\})|\[\s*")')
 
 
 def format_of(path: Path) -> Format:
@@ -81,10 +88,8 @@ def format_of(path: Path) -> Format:
         DataError: something else than text or rows; what, and what to do.
     """
     start = _read(path, 32)
-    for magic, what in _OTHER_STARTS.items():
-        if start.startswith(magic):
-            raise DataError(f"{path} is {what}; {KNOWN} is needed.")
     suffix = _inner_suffix(path)
+    _check_start(path, start)
     if suffix in _OTHER_SUFFIXES:
         raise DataError(f"{path} is {_OTHER_SUFFIXES[suffix]}; {KNOWN} is needed.")
     if start.startswith(_PARQUET):
@@ -96,7 +101,14 @@ def format_of(path: Path) -> Format:
         )
         raise DataError(f"{path} is {what}.")
     with open_bytes(path) as file:
-        head = _peek(file, path).decode("utf-8-sig", errors="replace")
+        raw = _peek(file, path)
+    if _compression(start):
+        _check_start(path, raw)
+        if raw.startswith(_PARQUET) or _compression(raw):
+            raise DataError(f"{path} is compressed {'twice' if _compression(raw) else 'as a whole'}: unpack it.")
+    if _WEB_PAGE.match(raw) and suffix not in _WEB_SUFFIXES:
+        raise DataError(f"{path} is a web page: download the file itself, or name it .html to have it read as text.")
+    head = raw.decode("utf-8-sig", errors="replace")
     if by_name in (Format.LINES, Format.JSON):
         return _lines_or_whole(head, by_name)
     if by_name is Format.TEXT and _is_json(head):
@@ -105,6 +117,13 @@ def format_of(path: Path) -> Format:
             "read."
         )
     return by_name
+
+
+def _check_start(path: Path, start: bytes) -> None:
+    for magic, what in (_OTHER_STARTS | _UNREAD_STARTS).items():
+        if start.startswith(magic):
+            needed = f"; {KNOWN} is needed" if magic in _OTHER_STARTS else ""
+            raise DataError(f"{path} is {what}{needed}.")
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:

@@ -26,6 +26,9 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[^:]*){0,2}")
 _BATCH_ROWS = 256
 # Columns whose values are lists.
 _LISTS_OF_A_ROW = {*chain.from_iterable(CHAT_COLUMNS), "tools"}
+_DELIMITERS = ",;\t|"
+_SAID = re.compile(f"sep=([{_DELIMITERS}])")
+_QUOTED = re.compile(r'"[^"]*("|\Z)')
 
 
 @dataclass(frozen=True)
@@ -153,26 +156,36 @@ def _row(place: str, value: Any) -> Row:
 
 def _check_no_rows_inside(value: Any, path: Path) -> None:
     """Refuse a single object that holds a whole data set: its rows under a key, or its columns."""
-    if not isinstance(value, dict):
-        return
-    for key, items in value.items():
-        if isinstance(items, dict) and items and set(items) == {str(number) for number in range(len(items))}:
-            what = f"whole columns, {key!r} among them"
-        elif not isinstance(items, list) or not items or _is_of_one_row(key, items):
-            continue
-        elif all(isinstance(item, dict) for item in items):
-            what = f"rows under the key {key!r}"
-        elif all(isinstance(item, str) for item in items) and len(items) > 1:
-            what = f"a whole column under the key {key!r}"
-        else:
-            continue
+    if isinstance(value, dict) and not _is_row(value) and (what := _rows_inside(value)) is not None:
         raise DataError(f"{path} is one JSON object with {what}: write the rows as JSON lines, one object a line.")
 
 
-def _is_of_one_row(key: str, items: list[Any]) -> bool:
-    """Return whether a list is a conversation, or the tools of one."""
-    said = all(isinstance(item, dict) and ({"role", "from"} & item.keys()) for item in items)
-    return said or key in _LISTS_OF_A_ROW
+def _is_row(value: dict[str, Any]) -> bool:
+    """Return whether an object holds a text or a chat, whatever lists there are beside it."""
+    texts = ("text",), ("prompt", "completion")
+    return any(all(isinstance(value.get(name), str) for name in names) for names in texts) or any(
+        isinstance(items, list)
+        and items
+        and all(isinstance(item, dict) and {"role", "from"} & item.keys() for item in items)
+        for items in value.values()
+    )
+
+
+def _rows_inside(value: dict[str, Any], inside: str = "") -> str | None:
+    """Return in words what there is in an object that is a data set, and no value of a row."""
+    objects = {key: item for key, item in value.items() if isinstance(item, dict) and item}
+    if column := next((key for key, item in objects.items() if set(item) == set(map(str, range(len(item))))), None):
+        return f"whole columns, {inside + column!r} among them"
+    if len(value) == len(objects) > 1 and len({frozenset(item) for item in objects.values()}) == 1:
+        return f"a row under each of its keys, {inside + next(iter(objects))!r} among them"
+    for key, items in value.items():
+        if isinstance(items, list) and items and key not in _LISTS_OF_A_ROW:
+            if all(isinstance(item, dict) for item in items) or all(isinstance(item, list) for item in items):
+                return f"rows under the key {inside + key!r}"
+            if len(items) > 1 and all(isinstance(item, str | None) for item in items):
+                return f"a whole column under the key {inside + key!r}"
+    nested = (_rows_inside(item, f"{inside}{key}.") for key, item in objects.items())
+    return next((found for found in nested if found is not None), None)
 
 
 def _read_csv(file: io.BufferedIOBase, path: Path, *, delimiter: str | None = None) -> Iterator[Row]:
@@ -181,13 +194,18 @@ def _read_csv(file: io.BufferedIOBase, path: Path, *, delimiter: str | None = No
         line = 0
         try:
             header = text.readline()
-            found = delimiter or max(",;\t", key=header.count)
-            reader = csv.reader(chain([header], text), delimiter=found, strict=True)
+            # A line before the header, by which spreadsheets tell each other what separates columns.
+            if (said := _SAID.fullmatch(header.strip("\r\n"))) is not None:
+                delimiter, header, line = said[1], text.readline(), 1
+            unquoted = _QUOTED.sub("", header)
+            found = delimiter or max(_DELIMITERS, key=unquoted.count)
+            reader, before = csv.reader(chain([header], text), delimiter=found, strict=True), line
             names = next(reader, [])
+            line = before + reader.line_num
             if twice := {name for name in names if names.count(name) > 1}:
                 raise DataError(f"{path} has two columns {min(twice)!r}: name them apart in its first line.")
             for values in reader:
-                line = reader.line_num
+                line = before + reader.line_num
                 if not values:
                     continue
                 if len(values) != len(names):
@@ -209,6 +227,8 @@ def _open_parquet(path: Path) -> Rows:
         schema = parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise unreadable(path, error) from None
+    if twice := {name for name in schema.names if schema.names.count(name) > 1}:
+        raise DataError(f"{path} has two columns {min(twice)!r}: name them apart.")
     telling = [field.name for field in schema if _may_hold_text(field.type)]
 
     def read(columns: Sequence[str] | None) -> Generator[Row, None, None]:

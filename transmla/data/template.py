@@ -13,11 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from transmla.data.chats import OPTIONS, TOOLS, Chat
 from transmla.data.messages import THOUGHTS
+from transmla.data.tokens import check_characters
 from transmla.errors import DataError
 
 _DATE = datetime(2024, 7, 26)
@@ -38,6 +42,28 @@ def choose_template(templates: str | Mapping[str, str], *, tools: bool = False) 
         return templates[_FOR_TOOLS]
     only = next(iter(templates.values())) if len(templates) == 1 else None
     return templates.get(_DEFAULT, only)
+
+
+def unread_variables(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> Iterator[str]:
+    """Yield what stands beside a chat, by its column, that the template of a tokenizer has no word for."""
+    if not tokenizer.chat_template or not (chat.tools or chat.options):
+        return
+    source = choose_template(tokenizer.chat_template, tools=bool(chat.tools))
+    if source is None:
+        return
+    if chat.tools and TOOLS not in _names(source):
+        yield TOOLS
+    yield from (f"{OPTIONS}.{name}" for name in chat.options if name not in _names(source))
+
+
+@cache
+def _names(source: str) -> frozenset[str]:
+    """Return all names in a template, those of its variables among them."""
+    try:
+        return frozenset(word for _, kind, word in Environment().lex(source) if kind == "name")
+    except TemplateSyntaxError:
+        # What is wrong with it is said when a conversation is laid out.
+        return frozenset({TOOLS})
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,7 @@ class Template:
         except Exception as error:
             reason = " ".join(str(error).split()) or "it does not say why"
             raise DataError(f"The chat template does not take the conversation ({reason.rstrip('.')}).") from None
+        check_characters(str(laid_out))
         return str(laid_out)
 
 

@@ -17,6 +17,20 @@ from transmla.config import Bos
 from transmla.errors import DataError, UsageError
 
 
+def check_characters(text: str) -> None:
+    """Refuse halves of characters, which JSON can write down and no tokenizer can read.
+
+    Raises:
+        DataError: there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"The text holds half a character, {text[error.start]!r}, which is no Unicode text: leave it out."
+        ) from None
+
+
 def check_known(tokens: Int[Tensor, "*any"], *, vocab_size: int) -> None:
     """Refuse tokens beyond the embeddings of the model that is to read them.
 

@@ -40,6 +40,8 @@ class DataReport(Record):
     num_tokens_dropped: int = 0
     columns: tuple[str, ...] = ()
     unread_columns: tuple[str, ...] = ()
+    unread_by_template: tuple[str, ...] = ()
+    is_found: bool = False
     num_rows: int = 0
     num_without_text: int = 0
     sha256: str

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transmla.config import Bos
 from transmla.data.chats import Chat
 from transmla.data.documents import Documents, at, with_text
-from transmla.data.layout import encode, samples
+from transmla.data.layout import Laid, encode, samples
 from transmla.data.text import token_stream
 from transmla.data.tokens import begun, encode_text, text_start
 
@@ -65,16 +65,30 @@ def read_documents(
     for place, content in documents:
         if isinstance(content, Chat):
             yield from at(place, _conversation, content, tokenizer, bos)
+        elif isinstance(content, Laid):
+            yield _completed(content, tokenizer, bos)
         elif content:
             yield _text(content, tokenizer, bos)
 
 
 def _text(text: str, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Document:
-    # As the model is used to it: with the token that begins a text where the tokenizer has one, and the one that ends.
-    tokens = encode_text(text, tokenizer, bos)
-    if tokenizer.eos_token_id is not None and tokens[-1:] != [tokenizer.eos_token_id]:
-        tokens = [*tokens, tokenizer.eos_token_id]
+    tokens = _ended(encode_text(text, tokenizer, bos), tokenizer)
     return Document(tokens, [True] * len(tokens))
+
+
+def _completed(laid: Laid, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Document:
+    # As a text is, but that the prompt is given.
+    tokens, learnt = encode(laid, tokenizer)
+    whole = begun(tokens, text_start(tokenizer, bos))
+    given = [False] * (len(whole) - len(tokens))
+    ended = _ended(whole, tokenizer)
+    return Document(ended, [*given, *learnt, *[True] * (len(ended) - len(whole))], whole=True)
+
+
+def _ended(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # As the model is used to it: with the token that ends a text, as with the one that begins it.
+    end = tokenizer.eos_token_id
+    return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
 
 
 def _conversation(chat: Chat, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> list[Document]:

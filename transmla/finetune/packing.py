@@ -154,19 +154,25 @@ def _fitting(document: Document, window: int, kept: int, overflow: Overflow, cou
     if overflow == "cut":
         counts.num_lost += sum(document.learnt[window:])
         return
-    room = window - kept
+    # Nothing comes before the first token of a row, so that it cannot be learnt: where no start does, the one before is
+    # there once more.
+    again = 0 if kept else 1
+    room = window - kept - again
     for first in range(window, len(document.tokens), room):
-        tokens, learnt = document.tokens[first : first + room], document.learnt[first : first + room]
-        yield Document(tokens, learnt, whole=True, begins=False)
+        tokens = document.tokens[first - again : first + room]
+        yield Document(tokens, [*[False] * again, *document.learnt[first : first + room]], whole=True, begins=False)
 
 
 def _finished(row: Row, window: int, pad_token: int, start: Sequence[int]) -> Iterator[Row]:
     """Yield a row of full length, if there is something to learn in it."""
-    if not row.tokens or (row.lay_out()["labels"] == IGNORED).all():
+    if not row.tokens:
         return
     if start and not row.begins[0]:
         given = [False] * len(start)
         row.tokens, row.learnt, row.begins = [*start, *row.tokens], given + row.learnt, given + row.begins
+    # Only now: what comes after a start can be learnt.
+    if (row.lay_out()["labels"] == IGNORED).all():
+        return
     if left := window - len(row.tokens):
         row.add([pad_token] * left, [False] * left, begins=True, flows=False)
     yield row
