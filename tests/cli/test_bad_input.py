@@ -241,7 +241,9 @@ class TestText:
         (tmp_path / "empty.txt").write_text("")
         convert_refuses(FAILURE, "empty.txt holds no text", calibration=tmp_path / "empty.txt")
 
-    @pytest.mark.parametrize(("content", "message"), [(b"\xff\xfe\x00", "is not UTF-8 text"), (b"a\0b", "zero bytes")])
+    @pytest.mark.parametrize(
+        ("content", "message"), [(b"\xff\xfe\x00", "UTF-16"), (b"a\xff", "is not UTF-8 text"), (b"a\0b", "zero bytes")]
+    )
     def test_binary(self, convert_refuses, tmp_path, content, message):
         (tmp_path / "binary.txt").write_bytes(content)
         convert_refuses(FAILURE, message, calibration=tmp_path / "binary.txt")

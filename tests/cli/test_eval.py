@@ -82,7 +82,7 @@ REPORT = EvalReport(
 def run(monkeypatch):
     requests = []
 
-    def evaluate(request, *, progress):
+    def evaluate(request, *, progress, tell):
         requests.append(request)
         return REPORT
 

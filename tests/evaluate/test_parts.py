@@ -71,6 +71,27 @@ def test_a_copy_says_everything_twice():
     assert trial.answer == 19
 
 
+@pytest.mark.parametrize("start", [(), (0,), (0, 3)], ids=str)
+def test_trials_begin_as_texts_do(start):
+    tokenizer = tiny_tokenizer()
+    needle = needle_trial(tokenizer, length=300, depth=0.5, seed=0, start=start)
+    copy = copy_trial(range(5, 50), length=41, seed=0, start=start)
+    assert needle.tokens[: len(start)] == copy.tokens[: len(start)] == start
+    assert needle.tokens.count(0) == copy.tokens.count(0) == start.count(0)
+    assert len(needle.tokens) == 300
+    half = copy.tokens[len(start) :]
+    assert half[: len(half) // 2] == half[len(half) // 2 :]
+    assert copy.answer == len(half) // 2 - 1
+
+
+def test_bos_decides_what_trials_begin_with(folders):
+    found = {
+        bos: evaluate(ask(folders, contexts=(128,), num_depths=1, num_trials=2, bos=bos)).contexts[0].scores[0].nll
+        for bos in ("auto", "always", "never")
+    }
+    assert found["auto"] == found["always"] != found["never"]
+
+
 def test_words_are_words():
     tokenizer = tiny_tokenizer()
     words = whole_words(tokenizer, vocab_size=len(tokenizer))
@@ -87,9 +108,9 @@ def test_looking_back_is_judged_at_every_length_and_depth(folders):
     model = AutoModelForCausalLM.from_pretrained(folders / "source").eval()
     for cell in report.contexts:
         trials = [
-            copy_trial(whole_words(tokenizer, vocab_size=len(tokenizer)), length=cell.length, seed=seed)
+            copy_trial(whole_words(tokenizer, vocab_size=len(tokenizer)), length=cell.length, seed=seed, start=[0])
             if cell.depth is None
-            else needle_trial(tokenizer, length=cell.length, depth=cell.depth, seed=seed)
+            else needle_trial(tokenizer, length=cell.length, depth=cell.depth, seed=seed, start=[0])
             for seed in range(2)
         ]
         right = []

@@ -13,6 +13,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig
 from tests.factory import tiny_tokenizer
 from transmla.arch.skeleton import Skeleton
 from transmla.checkpoint.plan import TensorPlan, plan_shards
+from transmla.data.vocabulary import SharedTokens
 from transmla.evaluate.memory import LiveTensors
 from transmla.finetune import loss
 from transmla.finetune.loss import Mix
@@ -20,7 +21,6 @@ from transmla.finetune.memory import Setting, estimate_memory
 from transmla.finetune.student import Student
 from transmla.finetune.teacher import FullTargets, Lesson
 from transmla.finetune.trained import choose_trained, take_types
-from transmla.finetune.vocabulary import SharedTokens
 from transmla.modeling import absorb
 
 # Large enough beside the odds and ends that no estimate counts.
@@ -61,7 +61,7 @@ def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing, shared):
     student = Student.made_of(model, Mix(0.1)).train()
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
     tokens = torch.randint(3000, (BATCH, WINDOW))
-    teacher = torch.nn.Linear(64, shared.num_teacher if shared else 3000, bias=False)
+    teacher = torch.nn.Linear(64, shared.num_there if shared else 3000, bias=False)
     lesson = Lesson(FullTargets(torch.randn(BATCH * (WINDOW - 1), 64), teacher, torch.device("cpu"), shared))
     with LiveTensors() as meter:
         for _ in range(3):

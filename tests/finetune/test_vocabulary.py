@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.factory import tiny_checkpoint, tiny_tokenizer
+from transmla.data.vocabulary import SharedTokens, share_tokens
 from transmla.errors import CheckpointError
 from transmla.finetune.loss import Mix, chunked_loss
 from transmla.finetune.teacher import FullTargets, TopTargets
-from transmla.finetune.vocabulary import SharedTokens, share_tokens
 
 POSITIONS, HIDDEN = 19, 12
 SHARED = {
@@ -26,7 +26,7 @@ SHARED = {
 
 
 def kept(shared):
-    return [n for n in range(min(shared.num_student, shared.num_teacher)) if n not in shared.excluded]
+    return [n for n in range(min(shared.num_here, shared.num_there)) if n not in shared.excluded]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def given():
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(POSITIONS, HIDDEN, generator=generator).requires_grad_()
         teacher = torch.randn(POSITIONS, HIDDEN, generator=generator)
-        heads = [nn.Linear(HIDDEN, size, bias=False) for size in (shared.num_student, shared.num_teacher)]
+        heads = [nn.Linear(HIDDEN, size, bias=False) for size in (shared.num_here, shared.num_there)]
         with torch.no_grad():
             for head in heads:
                 head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
@@ -98,8 +98,8 @@ def test_top_probabilities_among_the_shared_tokens(given, shared, temperature, c
     compare(hidden, head, sums, wanted, nll, mix)
 
 
-def share(student, teacher, num_student=401, num_teacher=401):
-    return share_tokens(student, teacher, num_student=num_student, num_teacher=num_teacher, name="teacher")
+def share(student, teacher, num_here=401, num_there=401):
+    return share_tokens(student, teacher, num_here=num_here, num_there=num_there, who="The teacher", advice="name one")
 
 
 def test_one_tokenizer_shares_what_both_have_rows_for():
@@ -120,7 +120,7 @@ def test_marks_that_were_added_may_differ():
     with pytest.raises(
         CheckpointError, match=rf"has {size + 2} embeddings, and none for token {size + 2}, '<\|late\|>'"
     ):
-        share(student, teacher, num_teacher=size + 2)
+        share(student, teacher, num_there=size + 2)
     # Without a row of its own, no text has it.
     assert share(student, teacher, size + 1, size + 2) == SharedTokens(size + 1, size + 2, (size,))
 

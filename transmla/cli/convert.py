@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from transmla.cli.progress import choose_progress
+from transmla.cli.progress import choose_progress, warn
 from transmla.cli.push import PUSH_HELP, pushing
 from transmla.config import ConvertRequest
 
@@ -68,13 +67,9 @@ def convert_model(
     reuse_memory()
     progress = choose_progress(quiet=quiet)
     if dry_run:
-        plan, _ = prepare(request, progress=progress, overwrite=overwrite, tell=_warn)
+        plan, _ = prepare(request, progress=progress, overwrite=overwrite, tell=warn)
         print(plan.summary.model_dump_json(indent=2)) if as_json else Console().print(plan_table(plan.summary))
         return
     with pushing(push_to_hub, request.output_dir, token=request.token):
-        report = convert(request, progress=progress, resume=resume, overwrite=overwrite, tell=_warn)
+        report = convert(request, progress=progress, resume=resume, overwrite=overwrite, tell=warn)
     print(report.model_dump_json(indent=2)) if as_json else Console().print(report_table(report))
-
-
-def _warn(line: str) -> None:
-    print(f"Warning: {line}", file=sys.stderr)

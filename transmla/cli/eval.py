@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from transmla.cli.progress import choose_progress
+from transmla.cli.progress import choose_progress, warn
 from transmla.config import EvalRequest
 
 _help = EvalRequest.describe
@@ -67,7 +67,7 @@ def evaluate_models(
         check_writable(report, "--report")
     if update_card:
         check_cards(request.converted)
-    found = evaluate(request, progress=choose_progress(quiet=quiet))
+    found = evaluate(request, progress=choose_progress(quiet=quiet), tell=warn)
     if report is not None:
         write_page(found, report)
     if update_card:

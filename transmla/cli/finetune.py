@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from transmla.cli.progress import choose_progress, speaks
+from transmla.cli.progress import choose_progress, speaks, warn
 from transmla.cli.push import PUSH_HELP, pushing
 from transmla.cli.tables import facts_table, readable_bytes
 from transmla.config import FinetuneRequest
@@ -110,7 +110,7 @@ def finetune_model(
         from transmla.finetune.run import finetune
 
         with pushing(push_to_hub, request.output_dir, token=request.token):
-            report = finetune(request, progress=progress, tell=tell, warn=_warn, resume=resume, overwrite=overwrite)
+            report = finetune(request, progress=progress, tell=tell, warn=warn, resume=resume, overwrite=overwrite)
     if plot is not None:
         from transmla.finetune.plot import plot_finetune
 
@@ -121,10 +121,6 @@ def finetune_model(
             print(report.model_dump_json(indent=2))
         else:
             Console().print(report_table(report))
-
-
-def _warn(line: str) -> None:
-    print(f"Warning: {line}", file=sys.stderr)
 
 
 def plan_table(plan: FinetunePlan) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,11 @@ class Bars:
 def speaks() -> bool:
     """Say whether this is the one of several processes that speaks."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def warn(line: str) -> None:
+    """Say on stderr what may not be as it was meant."""
+    print(f"Warning: {line}", file=sys.stderr)
 
 
 def choose_progress(*, quiet: bool) -> Progress:

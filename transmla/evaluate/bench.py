@@ -48,7 +48,7 @@ def bench(request: BenchRequest, *, progress: Progress | None = None) -> BenchRe
         for context in contexts:
             for batch_size in batch_sizes:
                 prompt = random_prompt(
-                    contenders[0].model.config.vocab_size,
+                    min(contender.model.config.vocab_size for contender in contenders),
                     batch_size=batch_size,
                     num_tokens=context - request.num_new_tokens,
                     seed=request.seed,

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from transmla.data.tokens import check_known
 from transmla.evaluate.eval_report import GreedyReport, GreedyScore
 from transmla.evaluate.passages import Passages
 from transmla.evaluate.results import Arrays, Results
@@ -60,6 +61,8 @@ class GreedyPart:
         passages = Passages(tuple(written), (self._prompts.shape[1],) * len(written), tokens_per_byte=1.0)
 
         def read() -> Arrays:
+            # A source may say what the rows of a padded vocabulary stand for, which is nothing.
+            check_known(written, vocab_size=subject.model.config.vocab_size)
             with progress.task(f"{subject.name} follows", len(written)) as advance:
                 return score_tokens(subject.model, passages, batch_size=self._batch_size, advance=advance)
 

@@ -42,7 +42,9 @@ class Trial:
     answer: int
 
 
-def needle_trial(tokenizer: PreTrainedTokenizerBase, *, length: int, depth: float, seed: int) -> Trial:
+def needle_trial(
+    tokenizer: PreTrainedTokenizerBase, *, length: int, depth: float, seed: int, start: Sequence[int] = ()
+) -> Trial:
     """Hide a number in a text.
 
     Args:
@@ -50,6 +52,7 @@ def needle_trial(tokenizer: PreTrainedTokenizerBase, *, length: int, depth: floa
         length: tokens of the text, with question and answer.
         depth: where it is hidden: 0 at the start, 1 just before the question.
         seed: of sentences, place and number.
+        start: tokens that a text begins with.
 
     Raises:
         UsageError: there is no room for sentences.
@@ -62,7 +65,6 @@ def needle_trial(tokenizer: PreTrainedTokenizerBase, *, length: int, depth: floa
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     needle = encode(f" The secret number of {place} is {spelled}.")
     question = encode(f" What is the secret number of {place}? The secret number of {place} is")
     answer = encode(f" {spelled}")
@@ -81,11 +83,13 @@ def needle_trial(tokenizer: PreTrainedTokenizerBase, *, length: int, depth: floa
     return Trial(tuple(tokens), len(answer))
 
 
-def copy_trial(words: Sequence[int], *, length: int, seed: int) -> Trial:
-    """Say random words twice; all of the second time but its first must be said."""
+def copy_trial(words: Sequence[int], *, length: int, seed: int, start: Sequence[int] = ()) -> Trial:
+    """Say random words twice, after what a text begins with; all of the second time but its first must be said."""
     chance = random.Random(f"copy {seed}")
-    half = [chance.choice(words) for _ in range(length // 2)]
-    return Trial((*half, *half), length // 2 - 1)
+    half = [chance.choice(words) for _ in range((length - len(start)) // 2)]
+    if len(half) < 2:
+        raise UsageError(f"A context of {length} tokens has no room for two words, twice: raise --contexts.")
+    return Trial((*start, *half, *half), len(half) - 1)
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> list[int]:
@@ -116,6 +120,7 @@ class ContextPart:
         num_depths: int,
         num_trials: int,
         batch_size: int,
+        start: Sequence[int] = (),
     ) -> None:
         """Write all texts.
 
@@ -127,6 +132,7 @@ class ContextPart:
             num_depths: depths at which needles are hidden, evenly from start to end.
             num_trials: texts of each kind.
             batch_size: texts at once.
+            start: tokens that each text begins with.
         """
         self._results, self._batch_size = results, batch_size
         depths = [number / max(1, num_depths - 1) for number in range(num_depths)]
@@ -135,9 +141,11 @@ class ContextPart:
         for length in lengths:
             for depth in depths:
                 self._cells["needle", length, depth] = [
-                    needle_trial(tokenizer, length=length, depth=depth, seed=seed) for seed in seeds
+                    needle_trial(tokenizer, length=length, depth=depth, seed=seed, start=start) for seed in seeds
                 ]
-            self._cells["copy", length, None] = [copy_trial(words, length=length, seed=seed) for seed in seeds]
+            self._cells["copy", length, None] = [
+                copy_trial(words, length=length, seed=seed, start=start) for seed in seeds
+            ]
         for trials in self._cells.values():
             check_known(torch.tensor([trial.tokens for trial in trials]), vocab_size=vocab_size)
         self._found: list[tuple[str, list[Arrays]]] = []

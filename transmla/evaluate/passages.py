@@ -67,6 +67,12 @@ class Passages:
         """Return the tokens of the longest passage."""
         return max(map(len, self.tokens))
 
+    def sentence(self) -> str | None:
+        """Return what should be known of a text of which not all is read, if anything."""
+        if not self.num_dropped:
+            return None
+        return f"{self.reading.dataset}: {self.num_dropped:,} tokens are not read, for they fill no window."
+
     @property
     def sha256(self) -> str:
         """Return the hash of all tokens, one passage after the other."""
@@ -175,15 +181,19 @@ def _documents(
     start = text_start(tokenizer, bos)
     cuts: list[tuple[Tensor, int]] = []
     num_tokens = num_bytes = dropped = 0
-    for text in documents.texts():
-        if not text:
+    for document in documents.texts():
+        if not document:
             continue
-        tokens = torch.tensor(encode_text(text, tokenizer, bos), dtype=torch.int64)
+        tokens = torch.tensor(encode_text(document, tokenizer, bos), dtype=torch.int64)
         if len(tokens) > 1:
             inner = tokens[len(start) :] if tokens[: len(start)].tolist() == start else tokens
-            cuts += _slide(tokens, window, stride, []) if bos == "once" else _slide(inner, window, stride, start)
+            text, front = (tokens, []) if bos == "once" else (inner, start)
+            found = list(_slide(text, window, stride, front))
+            # A window of one token, which nothing comes before.
+            dropped += _num_windows(len(text), window - len(front), stride) - len(found)
+            cuts += found
             num_tokens += len(inner)
-            num_bytes += len(text.encode())
+            num_bytes += len(document.encode())
         else:
             dropped += len(tokens)
         if max_tokens is not None and num_tokens >= max_tokens:
@@ -198,9 +208,8 @@ def _slide(
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield windows until all is read, each with the first token that the one before has not judged."""
     room = window - len(start)
-    stride = min(stride, room)
-    judged = 0
-    for number in range(1 + max(0, math.ceil((len(tokens) - room) / stride))):
+    stride, judged = min(stride, room), 0
+    for number in range(_num_windows(len(tokens), room, stride)):
         place = number * stride
         part = tokens[place : place + room]
         passage = torch.tensor(begun(part.tolist(), start), dtype=torch.int64) if start else part
@@ -209,6 +218,10 @@ def _slide(
         judged += new
         if len(passage) > first:
             yield passage, first
+
+
+def _num_windows(length: int, room: int, stride: int) -> int:
+    return 1 + max(0, math.ceil((length - room) / min(stride, room)))
 
 
 def _passages(

@@ -7,7 +7,7 @@ about it is known from an earlier run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from transmla.checkpoint.stamps import model_stamp
 from transmla.config import BenchRequest, ComparisonRequest, EvalRequest
 from transmla.data.text import load_tokenizer
 from transmla.data.tokens import check_known, text_start
+from transmla.data.vocabulary import SharedTokens
 from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.bench import bench
@@ -27,7 +28,7 @@ from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.greedy import GreedyPart
 from transmla.evaluate.haystack import ContextPart
 from transmla.evaluate.layers import LayersPart
-from transmla.evaluate.models import check_comparable, find_models, loaded_versions
+from transmla.evaluate.models import check_comparable, find_models, loaded_versions, told_of_vocabularies
 from transmla.evaluate.passages import Passages, read_passages
 from transmla.evaluate.results import Results, open_results
 from transmla.evaluate.subjects import Subject
@@ -54,8 +55,19 @@ class Part(Protocol):
         ...
 
 
-def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalReport:
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def evaluate(
+    request: EvalRequest, *, progress: Progress | None = None, tell: Callable[[str], None] = _say_nothing
+) -> EvalReport:
     """Measure everything that is asked for, of every model.
+
+    Args:
+        request: what is wanted.
+        progress: who is told how far the work has come.
+        tell: is given what may not be as it was meant, a sentence each.
 
     Raises:
         TransMLAError: a model, the data or the device cannot be used, or a loss is not finite.
@@ -65,10 +77,12 @@ def evaluate(request: EvalRequest, *, progress: Progress | None = None) -> EvalR
     device = choose_device(request.device)
     found = find_models(request)
     longest, flag = _longest(request)
-    check_comparable(found, window=longest, flag=flag)
+    tokens = check_comparable(found, window=longest, flag=flag)
+    for sentence in told_of_vocabularies(found, tokens):
+        tell(sentence)
     with open_results(lasting=not request.no_cache) as results:
         subjects = [_subject(model, request, device, results) for model in found]
-        parts = list(_parts(request, subjects[0], results))
+        parts = list(_parts(request, subjects[0], results, tokens, tell))
         for subject in subjects:
             for part in parts:
                 part.measure(subject, progress)
@@ -99,16 +113,25 @@ def _time(request: EvalRequest, progress: Progress) -> BenchReport:
     return bench(timing, progress=progress)
 
 
-def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[Part]:
+def _parts(
+    request: EvalRequest,
+    source: Subject,
+    results: Results,
+    tokens: Mapping[str, SharedTokens],
+    tell: Callable[[str], None],
+) -> Iterator[Part]:
     tokenizer = load_tokenizer(source.found)
     shared: dict[str, Any] = {"results": results, "batch_size": request.batch_size}
     vocab_size = read_config(source.found).vocab_size
     texts = {dataset: _read(dataset, request, tokenizer) for dataset in request.dataset}
     for passages in texts.values():
         check_known(torch.cat(passages.tokens), vocab_size=vocab_size)
+        for sentence in filter(None, (passages.reading.sentence(), passages.sentence())):
+            tell(sentence)
     yield CostPart(results=results)
     for dataset, passages in texts.items():
-        yield TextPart(dataset, protocol(request, passages, tokenizer), passages, source=source, **shared)
+        said = protocol(request, passages, tokenizer)
+        yield TextPart(dataset, said, passages, source=source, shared=tokens, **shared)
     if request.tasks:
         yield TasksPart(
             request.tasks, tokenizer, source=source, num_fewshot=request.num_fewshot, limit=request.limit, **shared
@@ -120,6 +143,7 @@ def _parts(request: EvalRequest, source: Subject, results: Results) -> Iterator[
             lengths=sorted(set(request.contexts)),
             num_depths=request.num_depths,
             num_trials=request.num_trials,
+            start=text_start(tokenizer, request.bos),
             **shared,
         )
     first = request.dataset[0] if request.dataset else ""

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from transmla.data.vocabulary import SharedTokens
 from transmla.errors import CheckpointError
 from transmla.evaluate.passages import Passages
 from transmla.modeling.head import model_head
@@ -31,10 +32,19 @@ class Reference:
     Attributes:
         head: makes logits of hidden states.
         states: hidden states of all judged tokens; where they lie does not matter.
+        shared: the tokens that both models have, where those are not all.
     """
 
     head: Callable[[Tensor], Tensor]
     states: Float[Tensor, "positions hidden"]
+    shared: SharedTokens | None = None
+
+    def compare(self, rows: Float[Tensor, "rows hidden"], q: Float[Tensor, "rows vocab"]) -> dict[str, Tensor]:
+        """Compare the source, by its hidden states, with what another model says, by its log-probabilities."""
+        p = _logprobs(self.head, rows)
+        if self.shared is not None and not self.shared.are_all:
+            p, q = (self.shared.pick(logprobs).log_softmax(-1) for logprobs in (p, q))
+        return _compare(p, q)
 
 
 def _ignore(passages: int) -> None:
@@ -85,7 +95,7 @@ def score_tokens(
             scores = {"nll": _finite(_nll(logprobs, wanted), model), "right": logprobs.argmax(-1) == wanted}
             if reference is not None:
                 rows = reference.states[done + start : done + start + len(logprobs)].to(model.device)
-                scores |= _compare(_logprobs(reference.head, rows), logprobs)
+                scores |= reference.compare(rows, logprobs)
             for name, values in scores.items():
                 found.setdefault(name, []).append(values.cpu())
         done += len(hidden)

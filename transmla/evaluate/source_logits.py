@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from transmla.data.vocabulary import SharedTokens
 from transmla.evaluate.report import Record
 from transmla.modeling.routing import Routing, recorded_routing
 
@@ -101,18 +102,21 @@ def speak(model: PreTrainedModel, tokens: Int[Tensor, "texts tokens"], *, like: 
     return Spoken(torch.cat(logits), routing)
 
 
-def compare_with_source(source: Spoken, model: PreTrainedModel, tokens: Int[Tensor, "texts tokens"]) -> LogitsReport:
-    """Compare a model with what its source said to the same texts."""
+def compare_with_source(
+    source: Spoken, model: PreTrainedModel, tokens: Int[Tensor, "texts tokens"], shared: SharedTokens
+) -> LogitsReport:
+    """Compare a model with what its source said to the same texts, over the tokens that both have."""
     found = speak(model, tokens)
-    report = compare_logits(source.logits, found.logits)
+    wanted = shared.pick(source.logits)
+    report = compare_logits(wanted, shared.pick(found.logits))
     pairs = _pairs(source, found)
     if not pairs:
         return report
     forced = speak(model, tokens, like=source)
     routing = RoutingReport(
-        exchanged_experts=sum(wanted.exchanged(own) for wanted, own in pairs) / len(pairs),
-        largest_difference=_largest_difference(source.logits, forced.logits),
-        largest_router_difference=max(wanted.off(own) for wanted, own in _pairs(source, forced)),
+        exchanged_experts=sum(theirs.exchanged(own) for theirs, own in pairs) / len(pairs),
+        largest_difference=_largest_difference(wanted, shared.pick(forced.logits)),
+        largest_router_difference=max(theirs.off(own) for theirs, own in _pairs(source, forced)),
     )
     return report.model_copy(update={"routing": routing})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 
+from transmla.data.vocabulary import SharedTokens
 from transmla.evaluate.eval_report import Bucket, DataReport, TextReport, TextScore
 from transmla.evaluate.passages import Passages
 from transmla.evaluate.results import Arrays, Results, StateFile
@@ -34,7 +35,15 @@ class TextPart:
     field = "texts"
 
     def __init__(
-        self, dataset: str, protocol: str, passages: Passages, *, results: Results, source: Subject, batch_size: int
+        self,
+        dataset: str,
+        protocol: str,
+        passages: Passages,
+        *,
+        results: Results,
+        source: Subject,
+        batch_size: int,
+        shared: Mapping[str, SharedTokens],
     ) -> None:
         """Take a text.
 
@@ -45,7 +54,9 @@ class TextPart:
             results: where what is known lies.
             source: that the others are compared with.
             batch_size: passages at once.
+            shared: the tokens that each of the others, by its folder, shares with the source.
         """
+        self._shared = shared
         self._dataset, self._protocol, self._passages = dataset, protocol, passages
         self._results, self._source, self._batch_size = results, source, batch_size
         self._found: list[tuple[str, Arrays]] = []
@@ -93,7 +104,8 @@ class TextPart:
         if not self._states.complete:
             self._read_source(self._source, progress)
         source, model = self._source.model, converted.model
-        reference = Reference(model_head(source), self._states.open(self._shape, source.dtype))
+        shared = self._shared.get(str(converted.found.folder))
+        reference = Reference(model_head(source), self._states.open(self._shape, source.dtype), shared)
         with self._task(converted, progress) as advance:
             return score_tokens(
                 model, self._passages, batch_size=self._batch_size, reference=reference, advance=advance

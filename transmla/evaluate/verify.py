@@ -26,7 +26,7 @@ from transmla.checkpoint.source import Source, open_source
 from transmla.config import VerifyRequest
 from transmla.config.request import read_recipe
 from transmla.data.text import load_tokenizer
-from transmla.data.tokens import check_known, encode_text
+from transmla.data.tokens import check_known, encode_text, text_start
 from transmla.device import choose_device
 from transmla.errors import TransMLAError, UnsupportedModelError, UsageError
 from transmla.evaluate.decoding import LAYERS, DecodingReport, check_decoding
@@ -215,7 +215,7 @@ class _Run:
         """Compare the checkpoint with its source, one of them in memory at a time."""
         assert request.source is not None
         source = open_source(request.source, gguf_file=request.gguf_file, token=request.token)
-        check_comparable([source, self._source], window=2, flag="--source")
+        shared = check_comparable([source, self._source], window=2, flag="--source")[str(self._source.folder)]
         assert self._config is not None
         length = min(TOKENS, self._config.max_position_embeddings)
         tokenizer = load_tokenizer(source)
@@ -223,13 +223,14 @@ class _Run:
         check_known(tokens, vocab_size=self._config.vocab_size)
         said = speak(load_model(source, dtype="float32", device=device), tokens)
         model = load_model(self._source, dtype="float32", device=device)
-        self.logits = found = compare_with_source(said, model, tokens)
+        self.logits = found = compare_with_source(said, model, tokens, shared)
         if found.knows_nothing:
             return "failed", f"{found.summary()}: no better than a model that knows nothing"
         limit = self._limit()
         if limit is not None and not found.exact_within(limit):
             return "failed", f"{found.summary()}: an exact conversion stays below {limit:g}"
-        return "passed", found.summary()
+        over = "" if shared.are_all else f", over the {len(shared):,} tokens that both have"
+        return "passed", found.summary() + over
 
     def _profile(self) -> str | None:
         """Return the profile that the conversion's recipe names, if there is one."""
@@ -249,8 +250,9 @@ class _Run:
 
 def _texts(tokenizer: PreTrainedTokenizerBase, length: int) -> Int[Tensor, "texts tokens"]:
     """Return short texts of one length; in a context that has no room for a needle, the words of a single sentence."""
+    start = text_start(tokenizer)
     try:
-        trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed) for seed in range(TEXTS)]
+        trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed, start=start) for seed in range(TEXTS)]
     except UsageError:
         words = encode_text(_SENTENCE, tokenizer)
         return torch.tensor([(words * length)[start : start + length] for start in range(TEXTS)])

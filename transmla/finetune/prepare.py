@@ -14,11 +14,11 @@ from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import file_stamp, model_digest
 from transmla.config import FinetuneRequest, flag_name
 from transmla.data.text import load_tokenizer
+from transmla.data.vocabulary import SharedTokens, share_tokens
 from transmla.errors import UsageError
 from transmla.finetune.adapters import check_peft
 from transmla.finetune.data import Data, load_data
 from transmla.finetune.source import open_checkpoint, open_teacher
-from transmla.finetune.vocabulary import SharedTokens, share_tokens
 from transmla.modeling.load import is_quantizable, read_config
 
 
@@ -49,8 +49,8 @@ class Prepared:
             return None
         shared = self.shared
         return (
-            f"The teacher {self.teacher.name} has {shared.num_teacher:,} embeddings and {self.converted.name} "
-            f"{shared.num_student:,}: it teaches over the {len(shared):,} tokens that they share, whose probabilities "
+            f"The teacher {self.teacher.name} has {shared.num_there:,} embeddings and {self.converted.name} "
+            f"{shared.num_here:,}: it teaches over the {len(shared):,} tokens that they share, whose probabilities "
             "are renormalized."
         )
 
@@ -106,9 +106,10 @@ def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:
         shared = share_tokens(
             tokenizer,
             load_tokenizer(teacher),
-            num_student=config.vocab_size,
-            num_teacher=read_config(teacher).vocab_size,
-            name=teacher.name,
+            num_here=config.vocab_size,
+            num_there=read_config(teacher).vocab_size,
+            who=f"The teacher {teacher.name}",
+            advice="only a model with the same tokens can teach; name one with --teacher",
         )
     data = load_data(request, tokenizer, vocab_size=config.vocab_size)
     return Prepared(request, converted, config, teacher, data, None if shared is None or shared.are_all else shared)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from transmla.finetune.vocabulary import SharedTokens
+from transmla.data.vocabulary import SharedTokens
 from transmla.modeling.head import model_head
 
 

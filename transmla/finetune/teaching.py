@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from transmla.data.vocabulary import SharedTokens
 from transmla.finetune.packing import Sequences
 from transmla.finetune.student import IGNORED
 from transmla.finetune.teacher import Lesson, Teacher, TopTargets
-from transmla.finetune.vocabulary import SharedTokens
 
 _ROWS_AT_ONCE = 256
 
