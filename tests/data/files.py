@@ -19,6 +19,8 @@ TEXTS = ["The wheel turned.", "", "A long winter came, and it was cold."]
 ROWS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
 CHAT = [{"role": "user", "content": "the wheel"}, {"role": "assistant", "content": "a long winter"}]
 CHATS = [{"messages": CHAT}, {"messages": CHAT}]
+SHAREGPT = {"conversations": [{"from": "human", "value": "the wheel"}, {"from": "gpt", "value": "a long winter"}]}
+COMPLETED = {"prompt": "the wheel", "completion": "a long winter"}
 
 
 def lines(rows: Iterable[Any]) -> bytes:
@@ -52,6 +54,8 @@ FILES: list[tuple[str, str, bytes]] = [
     ("JSON lines", "a.ndjson", lines(ROWS)),
     ("JSON lines named .json", "a.json", lines(ROWS)),
     ("JSON lines of chats", "a.jsonl", lines(CHATS)),
+    ("JSON lines of ShareGPT's chats", "a.jsonl", lines([SHAREGPT] * 2)),
+    ("JSON lines of prompts and completions", "a.jsonl", lines([COMPLETED] * 2)),
     ("JSON lines of texts", "a.jsonl", lines(TEXTS)),
     ("a JSON array of rows", "a.json", json.dumps(ROWS, indent=1).encode()),
     ("a JSON array of texts", "a.json", json.dumps(TEXTS).encode()),
@@ -61,6 +65,7 @@ FILES: list[tuple[str, str, bytes]] = [
     ("one JSON object, a row", "a.json", json.dumps(ROWS[0]).encode()),
     ("CSV", "a.csv", table(ROWS)),
     ("CSV with semicolons", "a.csv", table(ROWS, ";")),
+    ("CSV after a line that names its separator", "a.csv", b"sep=|\r\n" + table(ROWS, "|")),
     ("TSV", "a.tsv", table(ROWS, "\t")),
     ("parquet", "a.parquet", columns(ROWS)),
     ("parquet of chats", "a.parquet", columns(CHATS)),
@@ -81,6 +86,9 @@ FILES: list[tuple[str, str, bytes]] = [
     ("a zip archive", "a.zip", b"PK\x03\x04" + bytes(64)),
     ("a spreadsheet", "a.xlsx", b"PK\x03\x04" + bytes(64)),
     ("a PDF", "a.pdf", b"%PDF-1.7\n" + bytes(64)),
+    ("UTF-16", "a.txt", "\n\n".join(TEXTS).encode("utf-16")),
+    ("a pointer of git-lfs", "a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+    ("a web page", "a.txt", b"<!DOCTYPE html>\n<html><body>Not found</body></html>\n"),
     ("bytes", "a.dat", bytes(range(64))),
     ("nothing", "a.txt", b""),
     ("nothing", "a.jsonl", b""),
