@@ -223,6 +223,15 @@ def test_tasks_that_nobody_knows_are_refused(folders):
         evaluate(ask(folders, "no_such_task_anywhere"))
 
 
+@pytest.mark.parametrize("bos", ["auto", "never"])
+def test_what_begins_the_texts_of_tasks_is_told(folders, files, bos):
+    told: list[str] = []
+    request = EvalRequest(source=str(folders / "source"), tasks=(str(files / "choose.jsonl"),), limit=2, bos=bos)
+    evaluate(request, tell=told.append)
+    sentence = "--bos never does not reach --tasks, whose texts begin as the tokenizer has them."
+    assert told == ([] if bos == "auto" else [sentence])
+
+
 def test_tasks_need_lm_eval(folders, files, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UsageError, match=r"--tasks needs lm-eval: pip install 'transmla\[eval\]'"):

@@ -133,6 +133,8 @@ def _parts(
         said = protocol(request, passages, tokenizer)
         yield TextPart(dataset, said, passages, source=source, shared=tokens, **shared)
     if request.tasks:
+        if request.bos in ("always", "never"):
+            tell(f"--bos {request.bos} does not reach --tasks, whose texts begin as the tokenizer has them.")
         yield TasksPart(
             request.tasks, tokenizer, source=source, num_fewshot=request.num_fewshot, limit=request.limit, **shared
         )
