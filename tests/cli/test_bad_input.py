@@ -353,8 +353,10 @@ def test_a_bug_is_one_sentence_and_keeps_its_traceback_for_debugging(cli, source
     assert isinstance(cli("convert", source, output, "--exact").exception, ZeroDivisionError)
 
 
+# A shell has what it runs in the background ignore SIGINT; a person who presses Ctrl-C is in the foreground.
 _INTERRUPTED = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from transmla.checkpoint.journal import Journal
 append = Journal.append
 def interrupted(self, entry):

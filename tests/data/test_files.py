@@ -284,6 +284,26 @@ def test_what_a_template_does_not_read_is_told(tokenizer, tmp_path, template, un
     assert ("the chat template does not read " + ", ".join(unread) in sentence) is bool(unread)
 
 
+@pytest.mark.parametrize(
+    ("template", "unread"),
+    [
+        (CHATML, ()),
+        ("{% for m in messages if m.role in ('user', 'assistant') %}{{ m.content }}{% endfor %}", ("system", "tool")),
+        ("{% for m in messages if m.role != 'tool' %}{{ m.content | trim | upper | lower }}{% endfor %}", ("tool",)),
+        # Each question is written where it is the last.
+        ("{{ messages[0].content }}{{ messages[-1].content }}", ()),
+        ("{% if messages[-1].role != 'assistant' %}{{ raise_exception('no') }}{% endif %}" + CHATML, ()),
+    ],
+)
+def test_messages_that_a_template_skips_are_told(tmp_path, template, unread):
+    own = tiny_tokenizer()
+    own.chat_template = template
+    chat = [{"role": "system", "content": "brief"}, *CHAT, {"role": "tool", "content": "3"}, *CHAT]
+    documents = Documents(write(tmp_path, "a.jsonl", lines([{"messages": CHAT}, {"messages": chat}])), tokenizer=own)
+    assert len(list(documents)) == 2
+    assert documents.reading.unread_by_template == tuple(f"messages of {role}" for role in unread)
+
+
 def test_rows_without_text_are_counted_and_told(tmp_path):
     rows = [{"text": "a", "id": 1}, {"text": None, "id": 2}, {"id": 3}, {"text": "", "id": 4}]
     documents = Documents(write(tmp_path, "a.jsonl", lines(rows)))

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import transmla.evaluate.subjects
-from tests.factory import TEXT, tiny_checkpoint, tiny_tokenizer
 from transmla.config import EvalRequest
 from transmla.errors import CheckpointError, DataError, UsageError
 from transmla.evaluate.eval_report import EvalReport
-from transmla.evaluate.passages import read_passages
 from transmla.evaluate.run import evaluate
 from transmla.evaluate.sheets import report_sheets
 from transmla.evaluate.text import TextPart
@@ -282,49 +280,3 @@ def test_an_unknown_architecture_is_refused(folders, tmp_path):
     (folder / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(CheckpointError, match=r"The config of .*unknown cannot be loaded: .*unheard-of"):
         evaluate(ask(folders, str(folder)))
-
-
-def padded(folder: Path, target: Path, *, rows: int) -> Path:
-    """Write a model with rows for tokens that its tokenizer does not have."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.resize_token_embeddings(model.config.vocab_size + rows, mean_resizing=False)
-    model.save_pretrained(target)
-    tiny_tokenizer().save_pretrained(target)
-    return target
-
-
-def test_a_padded_vocabulary_is_compared_over_the_shared_tokens(tmp_path):
-    folder = tiny_checkpoint(tmp_path / "source")
-    text = tmp_path / "text.txt"
-    text.write_text(TEXT, encoding="utf-8")
-    other = padded(folder, tmp_path / "other", rows=7)
-    told: list[str] = []
-    request = EvalRequest(
-        source=str(folder), converted=(str(other),), dataset=(str(text),), window=32, no_cache=True, dtype="float32"
-    )
-    [report] = evaluate(request, tell=told.append).texts
-    assert len([line for line in told if "that they share" in line]) == 1
-    wanted, found = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (folder, other))
-    size = wanted.config.vocab_size
-    tokens = read_passages(str(text), tiny_tokenizer(), window=32).tokens
-    with torch.no_grad():
-        p, q = (
-            torch.cat([model(part[None]).logits[0, :-1, :size] for part in tokens]).log_softmax(-1)
-            for model in (wanted, found)
-        )
-    assert report.scores[1].kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), abs=1e-5)
-
-
-def test_another_tokenizer_of_the_same_size_is_refused(tmp_path):
-    folder = tiny_checkpoint(tmp_path / "source")
-    other = Path(shutil.copytree(folder, tmp_path / "other"))
-    path = other / "tokenizer.json"
-    described = json.loads(path.read_text(encoding="utf-8"))
-    vocab = described["model"]["vocab"]
-    first, second = sorted(vocab, key=vocab.get)[20:22]
-    vocab[first], vocab[second] = vocab[second], vocab[first]
-    path.write_text(json.dumps(described), encoding="utf-8")
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    request = EvalRequest(source=str(folder), converted=(str(other),), dataset=(str(tmp_path / "text.txt"),), window=32)
-    with pytest.raises(CheckpointError, match="has another tokenizer"):
-        evaluate(request)

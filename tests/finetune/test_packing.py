@@ -105,6 +105,15 @@ def test_where_earlier_turns_change_each_answer_is_a_document(tokenizer, tmp_pat
         assert tokenizer.decode(learnt) == answer
 
 
+def test_conversations_in_which_nobody_answers_are_counted(tokenizer, tmp_path):
+    silent = [CONVERSATION[:2], [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]]
+    path = write_rows(tmp_path / "chat.jsonl", [{"messages": messages} for messages in (CONVERSATION, *silent)])
+    documents = Documents(path, tokenizer=tokenizer)
+    assert len(list(read_documents(documents, tokenizer))) == 1
+    assert documents.reading.num_without_answer == 2
+    assert "2 of 3 conversations have no answer of the assistant to learn" in documents.reading.sentence()
+
+
 def test_messages_may_have_another_column(tokenizer, tmp_path):
     path = write_rows(tmp_path / "chat.jsonl", [{"talk": CONVERSATION, "id": "a"}])
     [document] = read_documents(path, tokenizer, text_column="talk")

@@ -21,8 +21,8 @@ from transmla.data.formats import READ_ERRORS, open_bytes, unreadable
 from transmla.data.layout import Laid, laid_out
 from transmla.data.messages import name_of_type
 from transmla.data.rows import Row, open_rows
-from transmla.data.template import unread_variables
 from transmla.data.tokens import check_characters
+from transmla.data.unread import unread_by_template
 from transmla.errors import DataError
 
 PIECE_CHARACTERS = 100_000
@@ -56,6 +56,7 @@ class Reading:
         is_found: the column is read because it is the only one with text, whatever it is called.
         num_rows: rows that were read so far.
         num_without_text: those among them that hold nothing, for the column is null or absent; an empty text is a text.
+        num_without_answer: chats in which there is nothing of the assistant to learn, where that is looked for.
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class Reading:
     is_found: bool = False
     num_rows: int = 0
     num_without_text: int = 0
+    num_without_answer: int = 0
 
     def sentence(self) -> str | None:
         """Return what should be known of a data set that was not read as a whole, if anything."""
@@ -72,6 +74,9 @@ class Reading:
         if self.num_without_text:
             nothing = f"{self.num_without_text:,} of {self.num_rows:,} rows"
             told.append(f"{nothing} hold nothing in {', '.join(self.columns)}")
+        if self.num_without_answer:
+            nothing = f"{self.num_without_answer:,} of {self.num_rows:,} conversations"
+            told.append(f"{nothing} have no answer of the assistant to learn, and are left out")
         if self.is_found:
             told.append(f"the text is taken from {self.columns[0]!r}, the only column with text")
         if self.unread_columns:
@@ -126,6 +131,7 @@ class Documents:
         columns = self._columns
         read = (*columns.read, *columns.beside)
         self.reading = reading = Reading(self.dataset, read, columns.unread, is_found=columns.is_found)
+        roles: set[tuple[str, bool]] = set()
         for row in self._rows.read((*read, *(columns.watched or ()))):
             reading.num_rows += 1
             # Rows of JSON have what they have, the thousandth as the first.
@@ -136,7 +142,7 @@ class Documents:
                 reading.num_without_text += 1
                 continue
             if isinstance(content, Chat) and self._tokenizer is not None:
-                unread = unread_variables(self._tokenizer, content)
+                unread = unread_by_template(content, self._tokenizer, roles)
                 reading.unread_by_template += tuple(name for name in unread if name not in reading.unread_by_template)
             yield Document(row.place, content)
 

@@ -13,13 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from transmla.data.chats import OPTIONS, TOOLS, Chat
 from transmla.data.messages import THOUGHTS
 from transmla.data.tokens import check_characters
 from transmla.errors import DataError
@@ -42,28 +39,6 @@ def choose_template(templates: str | Mapping[str, str], *, tools: bool = False) 
         return templates[_FOR_TOOLS]
     only = next(iter(templates.values())) if len(templates) == 1 else None
     return templates.get(_DEFAULT, only)
-
-
-def unread_variables(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> Iterator[str]:
-    """Yield what stands beside a chat, by its column, that the template of a tokenizer has no word for."""
-    if not tokenizer.chat_template or not (chat.tools or chat.options):
-        return
-    source = choose_template(tokenizer.chat_template, tools=bool(chat.tools))
-    if source is None:
-        return
-    if chat.tools and TOOLS not in _names(source):
-        yield TOOLS
-    yield from (f"{OPTIONS}.{name}" for name in chat.options if name not in _names(source))
-
-
-@cache
-def _names(source: str) -> frozenset[str]:
-    """Return all names in a template, those of its variables among them."""
-    try:
-        return frozenset(word for _, kind, word in Environment().lex(source) if kind == "name")
-    except TemplateSyntaxError:
-        # What is wrong with it is said when a conversation is laid out.
-        return frozenset({TOOLS})
 
 
 @dataclass(frozen=True)

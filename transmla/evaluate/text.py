@@ -92,7 +92,8 @@ class TextPart:
     @property
     def _rows(self) -> dict[str, Any]:
         rows = asdict(self._passages.reading)
-        del rows["dataset"]
+        # Nothing is learnt here.
+        del rows["dataset"], rows["num_without_answer"]
         return rows
 
     def _read_source(self, source: Subject, progress: Progress) -> Arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import torch
@@ -25,7 +25,7 @@ class Data:
     Attributes:
         train: what is learnt.
         heldout: what is not, but measured.
-        told: sentences on what of the data is not learnt; of a stream nobody knows.
+        told: sentences on what of the data is not learnt; of a stream nobody knows how much.
         sha256: of all tokens, or of the held-out ones where the rest is streamed.
     """
 
@@ -46,10 +46,12 @@ class _Packed:
     skip: int = 0
     counts: Counts = field(default_factory=Counts)
     reading: Reading = field(default_factory=lambda: Reading(""))
+    are_chats: bool = False
 
     def __iter__(self) -> Iterator[Row]:
         request, counts = self.request, Counts()
         opened = Documents(self.dataset, text_column=request.text_column, tokenizer=self.tokenizer)
+        self.are_chats = opened.are_chats
         documents = read_documents(opened, self.tokenizer, bos=request.bos)
         # A token for padding that was added to a tokenizer has no row in the model.
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
@@ -59,6 +61,7 @@ class _Packed:
             documents, window=request.window, pad_token=pad, start=start, overflow=request.overflow, counts=counts
         )
         for row in islice(rows, self.skip, None):
+            self.reading = opened.reading
             # Of a stream, too, whose end is not read before the training.
             check_known(torch.tensor(row.tokens), vocab_size=self.vocab_size)
             yield row
@@ -85,6 +88,21 @@ class _Packed:
                 f"{self.request.window}; {cut}."
             )
         if (sentence := self.reading.sentence()) is not None:
+            yield sentence
+
+    def told_of_stream(self) -> Iterator[str]:
+        """Yield what is known of a stream once its first sequence has been read: what becomes of rows, not of how many.
+
+        They are read when they are learnt, by whichever worker comes to them.
+        """
+        if self.are_chats and self.request.overflow != "split":
+            lost = {"cut": "is cut", "drop": "is left out"}[self.request.overflow]
+            yield (
+                f"{self.dataset} is streamed: a conversation longer than --window {self.request.window} {lost}, "
+                "and nobody counts how many are: pass --overflow split, or leave --streaming out."
+            )
+        known = replace(self.reading, num_without_text=0, num_without_answer=0)
+        if (sentence := known.sentence()) is not None:
             yield sentence
 
     def some(self) -> Iterator[Row]:
@@ -127,7 +145,8 @@ def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, v
     if request.streaming:
         for source in train:
             next(source.some())
-        return Data(StreamedDataset(train, seed=request.seed), held, digest.hexdigest())
+        told = tuple(chain.from_iterable(source.told_of_stream() for source in train))
+        return Data(StreamedDataset(train, seed=request.seed), held, digest.hexdigest(), told)
     learnt = PackedDataset(chain.from_iterable(source.some() for source in train), first_index=len(held))
     digest.update(learnt.tokens.numpy().tobytes())
     return Data(learnt, held, digest.hexdigest(), tuple(chain.from_iterable(source.told() for source in train)))

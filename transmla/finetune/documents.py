@@ -59,12 +59,14 @@ def read_documents(
         documents = Documents(documents, text_column=text_column, tokenizer=tokenizer)
     if documents.is_text:
         for number, tokens in enumerate(token_stream(with_text(documents), tokenizer)):
-            found = tokens if number else begun(tokens, text_start(tokenizer, bos))
-            yield Document(found, [True] * len(found), begins=number == 0)
+            piece = tokens if number else begun(tokens, text_start(tokenizer, bos))
+            yield Document(piece, [True] * len(piece), begins=number == 0)
         return
     for place, content in documents:
         if isinstance(content, Chat):
-            yield from at(place, _conversation, content, tokenizer, bos)
+            found = at(place, _conversation, content, tokenizer, bos)
+            documents.reading.num_without_answer += not found
+            yield from found
         elif isinstance(content, Laid):
             yield _completed(content, tokenizer, bos)
         elif content:
