@@ -138,6 +138,14 @@ def test_arguments_of_a_recipe_that_trainer_does_not_know(refuses, tmp_path):
     refuses(2, "training_arguments: seed is --seed here", "--config", recipe)
 
 
+def test_a_dry_run_tells_what_would_not_be_learnt(cli, converted, tmp_path):
+    rows = [{"text": f"The wheel turned {number} times before winter.", "id": number} for number in range(400)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": None}]))
+    result = cli("finetune", converted, tmp_path / "out", "--dataset", tmp_path / "rows.jsonl", *FEW, "--dry-run", "-q")
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 401 rows hold nothing in text; the columns id are not read." in result.stderr
+
+
 def test_a_dry_run_reads_no_weight(cli, converted, tmp_path, calibration_text):
     result = cli(
         "finetune", converted, tmp_path / "out", "--dataset", calibration_text, *FEW, "--dry-run", "--json", "-q"

@@ -110,5 +110,5 @@ def test_what_is_not_read_is_told_as_by_the_other_commands(tmp_path):
     [text] = evaluate(ask(tmp_path, source, dataset=str(tmp_path / "a.jsonl")), tell=told.append).texts
     rows_told, tokens_told = told
     assert rows_told.endswith("a.jsonl: 1 of 2 rows hold nothing in text; the columns id are not read.")
-    assert f"{text.data.num_tokens_dropped} tokens are not read" in tokens_told
+    assert f"{text.data.num_tokens_dropped} token" in tokens_told
     assert text.data.unread_columns == ("id",)

@@ -150,15 +150,20 @@ def test_a_data_set_of_which_nothing_is_left_is_named(tmp_path, streaming):
         load_data(request, tiny_tokenizer(), vocab_size=401)
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("overflow", ["cut", "drop", "split"])
-def test_what_becomes_of_a_streams_long_conversations_is_told(tmp_path, overflow):
+def test_what_becomes_of_a_streams_long_conversations_is_told(tmp_path, overflow, plain):
     chat = [{"role": "user", "content": "the wheel"}, {"role": "assistant", "content": "a long winter"}]
-    rows = "".join(json.dumps({"messages": chat, "id": number}) + "\n" for number in range(20))
+    tokenizer = tiny_tokenizer()
+    if plain:
+        tokenizer.chat_template = None
+    row = {"prompt": "the wheel", "completion": " a long winter"} if plain else {"messages": chat}
+    rows = "".join(json.dumps({**row, "id": number}) + "\n" for number in range(20))
     (tmp_path / "a.jsonl").write_text(rows, encoding="utf-8")
     request = FinetuneRequest(
         checkpoint="mla", output_dir=tmp_path / "out", dataset=str(tmp_path / "a.jsonl"),
         window=64, num_eval_windows=1, streaming=True, max_steps=1, overflow=overflow,
     )  # fmt: skip
-    told = load_data(request, tiny_tokenizer(), vocab_size=401).told
+    told = load_data(request, tokenizer, vocab_size=401).told
     assert any("the columns id are not read" in sentence for sentence in told)
     assert any("longer than --window 64 is" in sentence for sentence in told) is (overflow != "split")

@@ -95,6 +95,8 @@ def finetune_model(
         from transmla.finetune.plan import plan_finetune
 
         plan = plan_finetune(request, overwrite=overwrite)
+        for line in plan.not_learnt:
+            warn(line)
         if as_json:
             print(plan.model_dump_json(indent=2))
         else:

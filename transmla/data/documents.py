@@ -123,6 +123,11 @@ class Documents:
         """Whether the rows hold chats."""
         return not self.is_text and self._columns.chat
 
+    @property
+    def have_answers(self) -> bool:
+        """Whether a part of each row is an answer: of a chat, or of a prompt and what completes it."""
+        return not self.is_text and (self._columns.chat or len(self._columns.read) > 1)
+
     def __iter__(self) -> Iterator[Document]:
         """Yield a document for each row that holds one, or a text file as a whole."""
         if self._rows is None:

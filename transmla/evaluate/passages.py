@@ -71,7 +71,8 @@ class Passages:
         """Return what should be known of a text of which not all is read, if anything."""
         if not self.num_dropped:
             return None
-        return f"{self.reading.dataset}: {self.num_dropped:,} tokens are not read, for they fill no window."
+        what = "token is" if self.num_dropped == 1 else "tokens are"
+        return f"{self.reading.dataset}: {self.num_dropped:,} {what} not read, which would not fill a window."
 
     @property
     def sha256(self) -> str:

@@ -46,12 +46,12 @@ class _Packed:
     skip: int = 0
     counts: Counts = field(default_factory=Counts)
     reading: Reading = field(default_factory=lambda: Reading(""))
-    are_chats: bool = False
+    have_answers: bool = False
 
     def __iter__(self) -> Iterator[Row]:
         request, counts = self.request, Counts()
         opened = Documents(self.dataset, text_column=request.text_column, tokenizer=self.tokenizer)
-        self.are_chats = opened.are_chats
+        self.have_answers = opened.have_answers
         documents = read_documents(opened, self.tokenizer, bos=request.bos)
         # A token for padding that was added to a tokenizer has no row in the model.
         candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
@@ -65,7 +65,7 @@ class _Packed:
             # Of a stream, too, whose end is not read before the training.
             check_known(torch.tensor(row.tokens), vocab_size=self.vocab_size)
             yield row
-        if opened.are_chats and not counts.num_learnable:
+        if opened.have_answers and not counts.num_learnable:
             raise DataError(
                 f"{self.dataset} holds {opened.reading.num_rows:,} conversations, and in none of them is an answer "
                 "of the assistant to learn."
@@ -95,7 +95,7 @@ class _Packed:
 
         They are read when they are learnt, by whichever worker comes to them.
         """
-        if self.are_chats and self.request.overflow != "split":
+        if self.have_answers and self.request.overflow != "split":
             lost = {"cut": "is cut", "drop": "is left out"}[self.request.overflow]
             yield (
                 f"{self.dataset} is streamed: a conversation longer than --window {self.request.window} {lost}, "
