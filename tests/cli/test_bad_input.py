@@ -241,9 +241,7 @@ class TestText:
         (tmp_path / "empty.txt").write_text("")
         convert_refuses(FAILURE, "empty.txt holds no text", calibration=tmp_path / "empty.txt")
 
-    @pytest.mark.parametrize(
-        ("content", "message"), [(b"\xff\xfe\x00", "UTF-16"), (b"a\xff", "is not UTF-8 text"), (b"a\0b", "zero bytes")]
-    )
+    @pytest.mark.parametrize(("content", "message"), [(b"\xff\xfe\x00", "is not UTF-8 text"), (b"a\0b", "zero bytes")])
     def test_binary(self, convert_refuses, tmp_path, content, message):
         (tmp_path / "binary.txt").write_bytes(content)
         convert_refuses(FAILURE, message, calibration=tmp_path / "binary.txt")
@@ -353,10 +351,9 @@ def test_a_bug_is_one_sentence_and_keeps_its_traceback_for_debugging(cli, source
     assert isinstance(cli("convert", source, output, "--exact").exception, ZeroDivisionError)
 
 
-# A shell has what it runs in the background ignore SIGINT; a person who presses Ctrl-C is in the foreground.
 _INTERRUPTED = """
 import os, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs ignore it.
 from transmla.checkpoint.journal import Journal
 append = Journal.append
 def interrupted(self, entry):

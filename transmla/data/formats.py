@@ -65,7 +65,9 @@ _OTHER_STARTS = {
 # Beginnings of what would be read if it were written otherwise.
 _UNREAD_STARTS = {
     b"version https://git-lfs": "a pointer of git-lfs, and not the file itself: git lfs pull gets it",
-    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"), "text in UTF-16 or UTF-32: save it as UTF-8"),
+    **dict.fromkeys(
+        (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"), "not UTF-8 text, but UTF-16 or UTF-32: save it as UTF-8"
+    ),
 }
 _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<!doctype html|<html)", re.IGNORECASE)
 _WEB_SUFFIXES = {".html", ".htm", ".xhtml"}
