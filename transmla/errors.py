@@ -5,6 +5,12 @@ The command line prints the message alone and leaves with ``exit_code``; a bug k
 """
 
 
+def listed(names: tuple[str, ...] | list[str], *, most: int) -> str:
+    """Return names for a message, and how many more there are than ``most``; "none" where there are none."""
+    shown = ", ".join(name or "''" for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"
+
+
 class TransMLAError(Exception):
     """A failure that the user can do something about."""
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -70,3 +72,27 @@ def deepseek():
 @pytest.fixture(scope="session")
 def windows():
     return torch.randint(VOCAB_SIZE, (5, 13), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Results of earlier runs are those of this test."""
+    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def speaking(tokenizer):
+    """The tokenizer with a token that ends a text, by which lm-eval fills up batches."""
+    speaking = copy.deepcopy(tokenizer)
+    speaking.eos_token = speaking.pad_token = "~"
+    return speaking
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory, llama, deepseek, speaking):
+    """Folders of a source and of what might have been converted from it, for lm-eval."""
+    root = tmp_path_factory.mktemp("models")
+    for name, model in (("source", llama), ("converted", deepseek)):
+        model.save_pretrained(root / name)
+        speaking.save_pretrained(root / name)
+    return root

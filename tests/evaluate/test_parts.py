@@ -12,10 +12,7 @@ from transmla.evaluate.greedy import write_greedily
 from transmla.evaluate.haystack import copy_trial, needle_trial, whole_words
 from transmla.evaluate.run import evaluate
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,9 @@ from transmla.evaluate import subjects
 from transmla.evaluate.results import Results
 from transmla.evaluate.run import evaluate
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 TIME = (1_577_836_800, 1_577_836_800)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(params=["read whole", "noted"])

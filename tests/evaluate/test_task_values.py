@@ -1,6 +1,5 @@
 """What tasks come to: every metric, filter and group as lm-eval itself has it, or named with the reason why not."""
 
-import copy
 import json
 import math
 import random
@@ -17,6 +16,8 @@ from transmla.errors import DataError
 from transmla.evaluate.figures import report_figures
 from transmla.evaluate.run import evaluate
 from transmla.evaluate.sheets import report_sheets
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 WORDS = ["quick", "brown", "lazy", "dogs", "counts", "fox"]
 NUM_ITEMS = 24
@@ -50,27 +51,6 @@ KINDS = {
 LOWER = {"word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity", "brier_score", "ter"}
 
 
-@pytest.fixture(scope="module")
-def speaking(tokenizer):
-    speaking = copy.deepcopy(tokenizer)
-    speaking.eos_token = speaking.pad_token = "~"
-    return speaking
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, llama, deepseek, speaking):
-    root = tmp_path_factory.mktemp("models")
-    for name, model in (("source", llama), ("converted", deepseek)):
-        model.save_pretrained(root / name)
-        speaking.save_pretrained(root / name)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
-
-
 def items(seed=0):
     chance = random.Random(seed)
     return [
@@ -102,10 +82,10 @@ def write_task(tmp_path):
     return write
 
 
-def ask(folders, *tasks, converted=True, **options):
+def ask(speakers, *tasks, converted=True, **options):
     return EvalRequest(
-        source=str(folders / "source"),
-        converted=(str(folders / "converted"),) if converted else (),
+        source=str(speakers / "source"),
+        converted=(str(speakers / "converted"),) if converted else (),
         tasks=tuple(map(str, tasks)),
         device="cpu",
         **options,
@@ -128,9 +108,9 @@ def of_lm_eval(model, speaking, path, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_metric_and_filter_is_what_lm_eval_reports(folders, llama, deepseek, speaking, write_task, kind):
+def test_every_metric_and_filter_is_what_lm_eval_reports(speakers, llama, deepseek, speaking, write_task, kind):
     path = write_task(kind, *KINDS[kind])
-    report = evaluate(ask(folders, path))
+    report = evaluate(ask(speakers, path))
     for number, model in enumerate((llama, deepseek)):
         values, _ = of_lm_eval(model, speaking, path, bootstrap_iters=0)
         ours = {(task.task, task.metric, task.filter): task.scores[number].value for task in report.tasks}
@@ -146,10 +126,10 @@ def test_every_metric_and_filter_is_what_lm_eval_reports(folders, llama, deepsee
         assert converted.difference_se is not None
 
 
-def test_f1_and_mcc_and_their_errors_are_those_of_the_labels(folders, llama, deepseek, tokenizer, write_task):
+def test_f1_and_mcc_and_their_errors_are_those_of_the_labels(speakers, llama, deepseek, tokenizer, write_task):
     """By one pass a choice, their formulas, and a bootstrap of other draws."""
     rows = items()
-    report = evaluate(ask(folders, write_task("labels", LABELS.replace("['brown', 'lazy']", "pair"), ["f1", "mcc"])))
+    report = evaluate(ask(speakers, write_task("labels", LABELS.replace("['brown', 'lazy']", "pair"), ["f1", "mcc"])))
     gold = numpy.array([row["label"] for row in rows])
 
     def said(model):
@@ -200,9 +180,9 @@ def log_probability(model, tokenizer, context, continuation):
     return logprobs.gather(-1, tokens[0, 1:, None])[len(before) - 1 :].sum().item()
 
 
-def test_perplexities_are_those_of_a_plain_loop(folders, llama, tokenizer, speaking, write_task):
+def test_perplexities_are_those_of_a_plain_loop(speakers, llama, tokenizer, speaking, write_task):
     rows = items()
-    report = evaluate(ask(folders, write_task("rolling", *KINDS["rolling"]), converted=False))
+    report = evaluate(ask(speakers, write_task("rolling", *KINDS["rolling"]), converted=False))
     losses = []
     for row in rows:
         # lm-eval puts the end token in front of a text.
@@ -217,7 +197,7 @@ def test_perplexities_are_those_of_a_plain_loop(folders, llama, tokenizer, speak
     assert found["bits_per_byte"] == pytest.approx(sum(losses) / num_bytes / math.log(2), rel=1e-5)
 
 
-def test_a_group_is_the_mean_of_its_tasks(folders, llama, speaking, write_task, tmp_path):
+def test_a_group_is_the_mean_of_its_tasks(speakers, llama, speaking, write_task, tmp_path):
     """Weighted by items and not; its error is that of independent tasks; and one that lacks the metric is told."""
     write_task("small", LABELS, ["acc", "f1"], rows=items(1)[:8])
     write_task("large", LABELS, ["acc"], rows=items(2))
@@ -226,7 +206,7 @@ def test_a_group_is_the_mean_of_its_tasks(folders, llama, speaking, write_task, 
         "group: both\ntask: [small, large]\naggregate_metric_list:\n  - {metric: acc, weight_by_size: true}\n"
         "  - {metric: f1, weight_by_size: false}\n  - {metric: mcc}\n"
     )
-    report = evaluate(ask(folders, path))
+    report = evaluate(ask(speakers, path))
     rows = {(task.task, task.metric): task for task in report.tasks}
     assert set(rows) == {("small", "acc"), ("small", "f1"), ("large", "acc"), ("both", "acc"), ("both", "f1")}
     values, _ = of_lm_eval(llama, speaking, path, bootstrap_iters=0)
@@ -242,14 +222,14 @@ def test_a_group_is_the_mean_of_its_tasks(folders, llama, speaking, write_task, 
     assert rows["both", "acc"].num_items == 8 + NUM_ITEMS
 
 
-def test_what_a_group_leaves_out_is_told(folders, write_task, tmp_path, capsys):
+def test_what_a_group_leaves_out_is_told(speakers, write_task, tmp_path, capsys):
     write_task("small", LABELS, ["acc", "f1"], rows=items(1)[:8])
     write_task("large", LABELS, ["acc"])
     (tmp_path / "both.yaml").write_text(
         "group: both\ntask: [small, large]\naggregate_metric_list:\n  - {metric: f1}\n  - {metric: mcc}\n"
     )
     for _ in range(2):  # What is known already is told again.
-        evaluate(ask(folders, tmp_path / "both.yaml"))
+        evaluate(ask(speakers, tmp_path / "both.yaml"))
         told = capsys.readouterr().err
         assert told.count("The metric f1 of the group both is that of 1 of its 2 tasks.") == 1
         assert told.count("The metric mcc of the group both is left out: none of its tasks has a value of it.") == 1
@@ -267,18 +247,18 @@ def test_what_a_group_leaves_out_is_told(folders, write_task, tmp_path, capsys):
         (WRITE, "bypass", "none of its items has a value"),
     ],
 )
-def test_a_metric_without_a_value_is_told_and_alone_is_an_error(folders, write_task, capsys, body, metric, reason):
+def test_a_metric_without_a_value_is_told_and_alone_is_an_error(speakers, write_task, capsys, body, metric, reason):
     other = "exact_match" if body is WRITE else "acc"
     if metric == "f1":
         rows = [{**row, "label": number % 3} for number, row in enumerate(items())]
         body = THREE
     else:
         rows = items()
-    report = evaluate(ask(folders, write_task("both", body, [other, metric], rows=rows)))
+    report = evaluate(ask(speakers, write_task("both", body, [other, metric], rows=rows)))
     assert [task.metric for task in report.tasks] == [other]
     assert f"The metric {metric} of the task both is left out: {reason}" in capsys.readouterr().err
     with pytest.raises(DataError, match=rf"The task \S*alone.yaml has no value for \S*source: The metric {metric} of"):
-        evaluate(ask(folders, write_task("alone", body, [metric], rows=rows)))
+        evaluate(ask(speakers, write_task("alone", body, [metric], rows=rows)))
 
 
 CODE = """
@@ -313,7 +293,7 @@ def few(docs):
 """
 
 
-def test_functions_of_a_task_are_heard(folders, write_task, tmp_path, capsys):
+def test_functions_of_a_task_are_heard(speakers, write_task, tmp_path, capsys):
     """Their own aggregations have a value and no error; what some items lack is the mean of the others."""
     (tmp_path / "code.py").write_text(CODE)
     metrics = [
@@ -323,7 +303,7 @@ def test_functions_of_a_task_are_heard(folders, write_task, tmp_path, capsys):
         "{metric: length_words, aggregation: mean, higher_is_better: true}",
     ]
     path = write_task("own", WRITE, metrics, more="process_results: !function code.of_two\n")
-    report = evaluate(ask(folders, path))
+    report = evaluate(ask(speakers, path))
     rows = {task.metric: task for task in report.tasks}
     assert set(rows) == {"length", "loss", "zeros"}
     assert "The metric length_words of the task own is left out: no document has it." in capsys.readouterr().err
@@ -337,48 +317,48 @@ def test_functions_of_a_task_are_heard(folders, write_task, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("function", ["words", "nothing"])
-def test_aggregations_that_are_no_number_are_refused(folders, write_task, tmp_path, function):
+def test_aggregations_that_are_no_number_are_refused(speakers, write_task, tmp_path, function):
     (tmp_path / "code.py").write_text(CODE)
     metric = f"{{metric: loss, aggregation: !function code.{function}, higher_is_better: true}}"
     path = write_task("own", WRITE, [metric], more="process_results: !function code.of_one\n")
     with pytest.raises(DataError, match=r"has no value for \S*source: .*The metric loss of the task own is left out"):
-        evaluate(ask(folders, path))
+        evaluate(ask(speakers, path))
 
 
 @pytest.mark.parametrize("rows", [[], None])
-def test_a_task_without_documents_is_refused(folders, write_task, tmp_path, rows):
+def test_a_task_without_documents_is_refused(speakers, write_task, tmp_path, rows):
     (tmp_path / "code.py").write_text(CODE)
     more = "" if rows == [] else "process_docs: !function code.few\n"
     with pytest.raises(DataError, match=r"empty.yaml"):
-        evaluate(ask(folders, write_task("empty", LABELS, ["acc"], rows=rows, more=more)))
+        evaluate(ask(speakers, write_task("empty", LABELS, ["acc"], rows=rows, more=more)))
 
 
-def test_shots_that_a_task_does_not_take_are_told(folders, write_task, capsys):
+def test_shots_that_a_task_does_not_take_are_told(speakers, write_task, capsys):
     path = write_task("zero", LABELS, ["acc"], more="num_fewshot: 0\n")
-    evaluate(ask(folders, path, num_fewshot=3))
+    evaluate(ask(speakers, path, num_fewshot=3))
     assert "--num-fewshot 3 does not apply to zero" in capsys.readouterr().err
 
 
-def test_what_lm_eval_cuts_is_told(folders, write_task, capsys):
+def test_what_lm_eval_cuts_is_told(speakers, write_task, capsys):
     rows = [{**row, "question": row["question"] * 60} for row in items()]
-    evaluate(ask(folders, write_task("long", LABELS, ["acc"], rows=rows), converted=False, limit=3))
+    evaluate(ask(speakers, write_task("long", LABELS, ["acc"], rows=rows), converted=False, limit=3))
     told = capsys.readouterr().err
     assert told.count("lm-eval warns: ") == 1
     assert "exceeds model's maximum length" in told
 
 
-def test_one_item_has_no_error(folders, write_task):
-    report = evaluate(ask(folders, write_task("rolling", *KINDS["rolling"]), limit=1))
+def test_one_item_has_no_error(speakers, write_task):
+    report = evaluate(ask(speakers, write_task("rolling", *KINDS["rolling"]), limit=1))
     for task in report.tasks:
         assert task.num_items == 1
         assert [score.standard_error for score in task.scores] == [None, None]
         assert task.scores[1].p_value is None
 
 
-def test_a_loss_whose_exponential_is_too_large_is_infinite(folders, write_task):
+def test_a_loss_whose_exponential_is_too_large_is_infinite(speakers, write_task):
     """A page without spaces is one word."""
     rows = [{**row, "page": row["page"].replace(" ", "") * 4} for row in items()]
-    report = evaluate(ask(folders, write_task("rolling", *KINDS["rolling"], rows=rows)))
+    report = evaluate(ask(speakers, write_task("rolling", *KINDS["rolling"], rows=rows)))
     rows = {task.metric: task.scores for task in report.tasks}
     assert rows["word_perplexity"][0].value == math.inf
     assert rows["word_perplexity"][1].difference is None
@@ -388,8 +368,8 @@ def test_a_loss_whose_exponential_is_too_large_is_infinite(folders, write_task):
     assert list(report_figures(report))
 
 
-def test_tables_write_shares_as_shares_and_know_which_way_is_up(folders, write_task):
-    report = evaluate(ask(folders, *(write_task(name, *KINDS[name]) for name in ("rolling", "labels", "filters"))))
+def test_tables_write_shares_as_shares_and_know_which_way_is_up(speakers, write_task):
+    report = evaluate(ask(speakers, *(write_task(name, *KINDS[name]) for name in ("rolling", "labels", "filters"))))
     [sheet] = [sheet for sheet in report_sheets(report) if sheet.title.startswith("Tasks")]
     cells = {row[0]: row for row in sheet.rows[::2]}
     assert cells["labels (acc)"][3].count("%") == 2

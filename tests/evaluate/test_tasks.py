@@ -1,6 +1,5 @@
 """Tasks: the items' scores against plain loops, lm-eval's own command line, and what the differences are worth."""
 
-import copy
 import json
 import math
 import random
@@ -21,29 +20,9 @@ from transmla.errors import DataError, UsageError
 from transmla.evaluate.run import evaluate
 from transmla.evaluate.task_scores import task_score
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 WORDS = ["quick", "brown", "lazy", "dogs", "counts", "fox"]
-
-
-@pytest.fixture(scope="module")
-def speaking(tokenizer):
-    """The tokenizer with a token that ends a text, by which lm-eval fills up batches."""
-    speaking = copy.deepcopy(tokenizer)
-    speaking.eos_token = speaking.pad_token = "~"
-    return speaking
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, llama, deepseek, speaking):
-    root = tmp_path_factory.mktemp("models")
-    for name, model in (("source", llama), ("converted", deepseek)):
-        model.save_pretrained(root / name)
-        speaking.save_pretrained(root / name)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +55,10 @@ def files(tmp_path_factory):
     return root
 
 
-def ask(folders, *tasks, **options):
+def ask(speakers, *tasks, **options):
     return EvalRequest(
-        source=str(folders / "source"),
-        converted=(str(folders / "converted"),),
+        source=str(speakers / "source"),
+        converted=(str(speakers / "converted"),),
         tasks=tuple(map(str, tasks)),
         device="cpu",
         **options,
@@ -107,8 +86,8 @@ def right(item, model, tokenizer):
     return found.index(max(found)) == item["gold"]
 
 
-def test_items_are_judged_as_a_plain_loop_does(folders, files, llama, deepseek, tokenizer):
-    report = evaluate(ask(folders, *(files / f"{name}.jsonl" for name in ("choose", "swap", "finish"))))
+def test_items_are_judged_as_a_plain_loop_does(speakers, files, llama, deepseek, tokenizer):
+    report = evaluate(ask(speakers, *(files / f"{name}.jsonl" for name in ("choose", "swap", "finish"))))
     found = {task.task: task for task in report.tasks if task.metric == "acc"}
     assert set(found) == {"choose", "swap", "finish"}
     assert {task.metric for task in report.tasks if task.task == "choose"} == {"acc", "acc_norm"}
@@ -124,7 +103,7 @@ def test_items_are_judged_as_a_plain_loop_does(folders, files, llama, deepseek, 
         assert converted.difference_se == pytest.approx(difference.std().item() / math.sqrt(len(items)))
 
 
-def test_scores_are_those_of_lm_evals_command_line(folders, files, tmp_path):
+def test_scores_are_those_of_lm_evals_command_line(speakers, files, tmp_path):
     (tmp_path / "choose_yaml.yaml").write_text(
         f"""
 task: choose_yaml
@@ -142,9 +121,9 @@ metric_list:
   - metric: acc_norm
 """
     )
-    report = evaluate(ask(folders, tmp_path / "choose_yaml.yaml", batch_size=4))
+    report = evaluate(ask(speakers, tmp_path / "choose_yaml.yaml", batch_size=4))
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
-    command += ["--model_args", f"pretrained={folders / 'converted'},dtype=float32"]
+    command += ["--model_args", f"pretrained={speakers / 'converted'},dtype=float32"]
     command += ["--tasks", "choose_yaml", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     [path] = (tmp_path / "out").rglob("results*.json")
@@ -154,8 +133,8 @@ metric_list:
         assert task.scores[1].standard_error == pytest.approx(theirs[f"{task.metric}_stderr,none"], rel=1e-6)
 
 
-def test_what_is_known_is_not_asked_again(folders, files, monkeypatch):
-    request = ask(folders, files / "choose.jsonl", limit=5)
+def test_what_is_known_is_not_asked_again(speakers, files, monkeypatch):
+    request = ask(speakers, files / "choose.jsonl", limit=5)
     first = evaluate(request)
     assert first.tasks[0].num_items == 5
     with monkeypatch.context() as patch:
@@ -165,7 +144,7 @@ def test_what_is_known_is_not_asked_again(folders, files, monkeypatch):
             evaluate(request.model_copy(update={"limit": 6}))
 
 
-def test_a_generating_task_hears_what_generate_hears(folders, tmp_path, capsys):
+def test_a_generating_task_hears_what_generate_hears(speakers, tmp_path, capsys):
     """One answer for each item, by the model's own penalties; and what is set aside is told once for each model."""
     items = [{"question": f"Line {number}: the", "answer": "x"} for number in range(3)]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -176,7 +155,7 @@ def test_a_generating_task_hears_what_generate_hears(folders, tmp_path, capsys):
         "generation_kwargs: {until: ['@@'], max_gen_toks: 6}\nmetric_list:\n  - metric: exact_match\n"
     )
     for name in ("source", "converted"):
-        shutil.copytree(folders / name, tmp_path / name)
+        shutil.copytree(speakers / name, tmp_path / name)
         asked = {"num_beams": 3, "num_return_sequences": 2, "use_cache": False, "suppress_tokens": [5]}
         (tmp_path / name / "generation_config.json").write_text(json.dumps(asked))
     seen = {}
@@ -194,9 +173,9 @@ def test_a_generating_task_hears_what_generate_hears(folders, tmp_path, capsys):
     assert capsys.readouterr().err.count("Set aside from generation_config.json of") == 2 * 3
 
 
-def test_a_quiet_evaluation_is_quiet(folders, files, capsys):
+def test_a_quiet_evaluation_is_quiet(speakers, files, capsys):
     try:
-        evaluate(ask(folders, files / "choose.jsonl", limit=5), progress=choose_progress(quiet=True))
+        evaluate(ask(speakers, files / "choose.jsonl", limit=5), progress=choose_progress(quiet=True))
     finally:
         logging.enable_progress_bar()
     said = capsys.readouterr()
@@ -211,31 +190,31 @@ def test_a_quiet_evaluation_is_quiet(folders, files, capsys):
         (None, "There is no task file"),
     ],
 )
-def test_files_that_are_no_tasks_are_refused(folders, tmp_path, content, message):
+def test_files_that_are_no_tasks_are_refused(speakers, tmp_path, content, message):
     if content is not None:
         (tmp_path / "task.jsonl").write_text(content)
     with pytest.raises(DataError, match=message):
-        evaluate(ask(folders, tmp_path / "task.jsonl"))
+        evaluate(ask(speakers, tmp_path / "task.jsonl"))
 
 
-def test_tasks_that_nobody_knows_are_refused(folders):
+def test_tasks_that_nobody_knows_are_refused(speakers):
     with pytest.raises(DataError, match="lm-eval cannot run the task no_such_task_anywhere: "):
-        evaluate(ask(folders, "no_such_task_anywhere"))
+        evaluate(ask(speakers, "no_such_task_anywhere"))
 
 
 @pytest.mark.parametrize("bos", ["auto", "never"])
-def test_what_begins_the_texts_of_tasks_is_told(folders, files, bos):
+def test_what_begins_the_texts_of_tasks_is_told(speakers, files, bos):
     told: list[str] = []
-    request = EvalRequest(source=str(folders / "source"), tasks=(str(files / "choose.jsonl"),), limit=2, bos=bos)
+    request = EvalRequest(source=str(speakers / "source"), tasks=(str(files / "choose.jsonl"),), limit=2, bos=bos)
     evaluate(request, tell=told.append)
     sentence = "--bos never does not reach --tasks, whose texts begin as the tokenizer has them."
     assert told == ([] if bos == "auto" else [sentence])
 
 
-def test_tasks_need_lm_eval(folders, files, monkeypatch):
+def test_tasks_need_lm_eval(speakers, files, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UsageError, match=r"--tasks needs lm-eval: pip install 'transmla\[eval\]'"):
-        evaluate(ask(folders, files / "choose.jsonl"))
+        evaluate(ask(speakers, files / "choose.jsonl"))
 
 
 def test_differences_are_told_from_noise():

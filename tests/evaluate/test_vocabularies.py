@@ -13,12 +13,9 @@ from transmla.errors import CheckpointError
 from transmla.evaluate.run import evaluate
 from transmla.evaluate.verify import verify
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SIZE, WINDOW = 401, 32
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
 
 
 def resized(model, folder, size):

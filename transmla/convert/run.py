@@ -29,7 +29,7 @@ from transmla.data.text import load_tokenizer, mixed_windows
 from transmla.data.tokens import check_known, text_start
 from transmla.device import trim_memory
 from transmla.errors import CheckpointError, DataError
-from transmla.progress import Progress, Silent
+from transmla.progress import Progress, Silent, say_nothing
 
 
 def convert(
@@ -38,7 +38,7 @@ def convert(
     progress: Progress | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] = say_nothing,
 ) -> ConversionReport:
     """Convert a checkpoint and publish the result.
 
@@ -107,7 +107,7 @@ def prepare(
     overwrite: bool = False,
     predict: bool = True,
     dry: bool = True,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] = say_nothing,
 ) -> tuple[ConversionPlan, Int[Tensor, "windows tokens"] | None]:
     """Plan a conversion and read its text; with a ratio instead of sizes, take the split that is predicted to be best.
 

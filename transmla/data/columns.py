@@ -14,7 +14,7 @@ from typing import Any
 
 from transmla.data.chats import CHAT_COLUMNS, beside
 from transmla.data.rows import Row, Rows
-from transmla.errors import DataError
+from transmla.errors import DataError, listed
 
 _LOOKED_AT = 1000
 _TEXT = "text"
@@ -63,7 +63,9 @@ def choose_columns(rows: Rows, wanted: str | None, *, template: bool) -> Columns
     names = tuple(rows.columns or dict.fromkeys(name for row in looked for name in row.values))
     if wanted is not None:
         if wanted not in names:
-            raise DataError(f"{rows.dataset} has no column {wanted!r}: pass --text-column, one of {_listed(names)}.")
+            raise DataError(
+                f"{rows.dataset} has no column {wanted!r}: pass --text-column, one of {listed(names, most=20)}."
+            )
         return _chat(names, (wanted,)) if _is_chat(wanted, looked) else _text(names, wanted)
     chat = next((known for known in CHAT_COLUMNS if all(_holds(name, looked) for name in known)), None)
     strings = [name for name in names if any(isinstance(row.values.get(name), str) for row in looked)]
@@ -76,8 +78,8 @@ def choose_columns(rows: Rows, wanted: str | None, *, template: bool) -> Columns
         empty = (name for name in names if any(name in row.values for row in looked) and not _holds(name, looked))
         return replace(_text(names, strings[0]), watched=tuple(empty))
     if not strings:
-        raise DataError(f"{rows.dataset} has no column with text or chats; its columns: {_listed(names)}.")
-    raise DataError(f"{rows.dataset} has no column {_TEXT!r}: pass --text-column, one of {_listed(strings)}.")
+        raise DataError(f"{rows.dataset} has no column with text or chats; its columns: {listed(names, most=20)}.")
+    raise DataError(f"{rows.dataset} has no column {_TEXT!r}: pass --text-column, one of {listed(strings, most=20)}.")
 
 
 def _chat(names: Sequence[str], read: tuple[str, ...]) -> Columns:
@@ -109,8 +111,3 @@ def _is_json_list(value: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(found, list)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:20])
-    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown or "none"

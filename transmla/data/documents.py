@@ -7,7 +7,7 @@ and the papers after it join WikiText: by an empty line, empty rows kept. Chats 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from transmla.data.messages import name_of_type
 from transmla.data.rows import Row, open_rows
 from transmla.data.tokens import check_characters
 from transmla.data.unread import unread_by_template
-from transmla.errors import DataError
+from transmla.errors import DataError, listed
 
 PIECE_CHARACTERS = 100_000
 SEPARATOR = "\n\n"
@@ -80,9 +80,9 @@ class Reading:
         if self.is_found:
             told.append(f"the text is taken from {self.columns[0]!r}, the only column with text")
         if self.unread_columns:
-            told.append(f"the columns {_listed(self.unread_columns)} are not read")
+            told.append(f"the columns {listed(self.unread_columns, most=8)} are not read")
         if self.unread_by_template:
-            told.append(f"the chat template does not read {_listed(self.unread_by_template)}")
+            told.append(f"the chat template does not read {listed(self.unread_by_template, most=8)}")
         return f"{self.dataset}: {'; '.join(told)}." if told else None
 
 
@@ -210,11 +210,6 @@ def _check_only_text(row: Row, columns: Columns) -> None:
             f"Column {other!r} holds text as well as {read!r}, which was the only one up to here: pass --text-column, "
             f"one of {read}, {other}."
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(name or "''" for name in names[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
 
 
 def open_documents(

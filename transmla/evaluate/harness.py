@@ -7,7 +7,6 @@ value is an error, and what lm-eval warns of is told.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from transmla.data.tokens import check_known
-from transmla.errors import DataError
+from transmla.errors import DataError, listed
 from transmla.evaluate.generation_config import read_settings
 from transmla.evaluate.report import Record
 from transmla.evaluate.subjects import Subject
@@ -65,7 +64,7 @@ def run_task(
         fixed = [name for name, one in opened.tasks.items() if one.get_config("num_fewshot") == 0]
         if num_fewshot and fixed:
             notes.append(
-                f"--num-fewshot {num_fewshot} does not apply to {_some(fixed)}: the task says 0, and means it."
+                f"--num-fewshot {num_fewshot} does not apply to {listed(fixed, most=3)}: the task says 0, and means it."
             )
         guard(opened)
         with failures(task):
@@ -110,7 +109,3 @@ def _answerer(subject: Subject, tokenizer: PreTrainedTokenizerBase, batch_size: 
     notes = list(settings.notes)
     subject.model.generation_config = settings.config()
     return Answerer(pretrained=subject.model, tokenizer=tokenizer, batch_size=batch_size)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -35,7 +35,7 @@ from transmla.evaluate.subjects import Subject
 from transmla.evaluate.tasks import TasksPart, check_tasks
 from transmla.evaluate.text import TextPart
 from transmla.modeling.load import read_config
-from transmla.progress import Progress, Silent
+from transmla.progress import Progress, Silent, say_nothing
 
 PROMPT_TOKENS = 64
 """Tokens of the windows behind which the source writes."""
@@ -55,12 +55,8 @@ class Part(Protocol):
         ...
 
 
-def _say_nothing(line: str) -> None:
-    pass
-
-
 def evaluate(
-    request: EvalRequest, *, progress: Progress | None = None, tell: Callable[[str], None] = _say_nothing
+    request: EvalRequest, *, progress: Progress | None = None, tell: Callable[[str], None] = say_nothing
 ) -> EvalReport:
     """Measure everything that is asked for, of every model.
 

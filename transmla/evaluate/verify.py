@@ -255,7 +255,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase, length: int) -> Int[Tensor, "text
         trials = [needle_trial(tokenizer, length=length, depth=0.5, seed=seed, start=start) for seed in range(TEXTS)]
     except UsageError:
         words = encode_text(_SENTENCE, tokenizer)
-        return torch.tensor([(words * length)[start : start + length] for start in range(TEXTS)])
+        return torch.tensor([(words * length)[first : first + length] for first in range(TEXTS)])
     return torch.tensor([trial.tokens for trial in trials])
 
 

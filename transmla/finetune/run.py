@@ -25,11 +25,7 @@ from transmla.finetune.report import FinetuneReport
 from transmla.finetune.save import TRAINING_FOLDER
 from transmla.finetune.trainer import CHECKPOINT, Watcher, steps_saved
 from transmla.finetune.training import Training
-from transmla.progress import Progress, Silent
-
-
-def _say_nothing(line: str) -> None:
-    pass
+from transmla.progress import Progress, Silent, say_nothing
 
 
 def _keep_nothing(entry: dict[str, Any]) -> None:
@@ -40,8 +36,8 @@ def finetune(
     request: FinetuneRequest,
     *,
     progress: Progress | None = None,
-    tell: Callable[[str], None] = _say_nothing,
-    warn: Callable[[str], None] = _say_nothing,
+    tell: Callable[[str], None] = say_nothing,
+    warn: Callable[[str], None] = say_nothing,
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
     overwrite: bool = False,
