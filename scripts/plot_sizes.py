@@ -1,6 +1,6 @@
 """Plot excess NLL against cache size from the reports that ``scripts/compare_methods.sh`` leaves, one folder a size.
 
-    python scripts/plot_sizes.py compare-output/*/report-wiki.json --output docs/excess.svg
+    python scripts/plot_sizes.py compare-output/*/report-wiki.json --output docs/images/excess.svg
 
 Needs matplotlib: pip install '.[plots]'.
 """

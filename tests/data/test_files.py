@@ -1,6 +1,6 @@
-"""What is read as what: every format by every command, and the table of it in docs/data.md.
+"""What is read as what: every format by every command, and the table of it in docs/guides/data.md.
 
-``TRANSMLA_DATA=docs/data.md`` writes the table down.
+``TRANSMLA_DATA=docs/guides/data.md`` writes the table down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transmla.errors import DataError
 from transmla.evaluate.passages import read_passages
 from transmla.finetune.documents import read_documents
 
-PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
 COMMANDS = ("convert --calibration", "eval --dataset", "eval --per-document", "finetune --dataset")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FAULTS: Counter[str] = Counter()
-"""Runs that were hurt, by what hurt them: the figures of docs/reliability.md."""
+"""Runs that were hurt, by what hurt them: the figures of docs/results/reliability.md."""
 
 
 @dataclass(frozen=True)
