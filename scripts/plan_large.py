@@ -17,8 +17,8 @@ from transformers import LlamaConfig, MixtralConfig, PretrainedConfig
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import describe, load_config
 from transmla.arch.stored import stored_shapes
-from transmla.checkpoint.layout import SINGLE_FILE
-from transmla.checkpoint.plan import TensorPlan, plan_shards
+from transmla.checkpoint.safetensors import SINGLE_FILE
+from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.config import ConvertRequest
 from transmla.convert import plan as planning
 

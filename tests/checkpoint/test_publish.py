@@ -211,7 +211,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import torch
-from transmla.checkpoint.plan import TensorPlan, plan_shards
+from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.writer import CheckpointWriter
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE
 from transmla.errors import CheckpointError
 
 TENSORS = {

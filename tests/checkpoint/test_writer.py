@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE
-from transmla.checkpoint.plan import TensorPlan, parse_size, plan_shards
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE
+from transmla.checkpoint.shards import TensorPlan, parse_size, plan_shards
 from transmla.checkpoint.writer import CheckpointWriter
 from transmla.errors import CheckpointError, OutputError, UsageError
 

@@ -17,8 +17,8 @@ from tests.convert.models import load
 from tests.convert.sources import refusal
 from tests.factory import tiny_checkpoint
 from transmla.checkpoint import hub
-from transmla.checkpoint.layout import SINGLE_FILE
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.safetensors import SINGLE_FILE
 from transmla.config import ConvertRequest, InspectRequest
 from transmla.convert.inspect import inspect
 from transmla.convert.plan import plan_conversion

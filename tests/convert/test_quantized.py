@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.convert.sources import refusal
 from tests.factory import tiny_checkpoint
 from tests.published.checkpoints import write_holes
-from transmla.checkpoint.layout import SINGLE_FILE
+from transmla.checkpoint.safetensors import SINGLE_FILE
 from transmla.config import InspectRequest
 from transmla.convert.inspect import inspect
 

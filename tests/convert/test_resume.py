@@ -266,7 +266,7 @@ def test_a_killed_process_can_be_continued_by_another(cli, source, flags, undist
 def test_a_disk_that_fills_up_at_the_end_costs_no_work(cli, source, flags, undisturbed, output, monkeypatch):
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device", "tokenizer.json")
-        patch.setattr(conversion, "copy_companions", Mock(side_effect=full))
+        patch.setattr(conversion, "copy_model_files", Mock(side_effect=full))
         result = cli("convert", source, output, *flags)
     assert result.exit_code == 1
     sentence = "Error: tokenizer.json cannot be written: No space left on device. Continue with --resume.\n"

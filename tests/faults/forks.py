@@ -39,7 +39,7 @@ class Boundaries:
             return
         self.pass_one(f"{event} {Path(os.fsdecode(arguments[0])).name}")
 
-    def sync(self, descriptor: int, synced: Callable[[int], None] = os.fsync) -> None:
+    def fsync(self, descriptor: int, synced: Callable[[int], None] = os.fsync) -> None:
         """Stand in the place of ``os.fsync``."""
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if path.startswith(self._root):

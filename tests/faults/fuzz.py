@@ -21,8 +21,8 @@ import atheris
 with atheris.instrument_imports(include=["transmla", "json", "yaml"], enable_loader_override=False):
     from transmla.arch.spec import describe, load_config
     from transmla.checkpoint.journal import Journal
-    from transmla.checkpoint.layout import read_headers
     from transmla.checkpoint.reader import CheckpointReader
+    from transmla.checkpoint.safetensors import read_headers
     from transmla.config import read_recipe
     from transmla.errors import TransMLAError
 

@@ -175,7 +175,7 @@ def test_a_source_that_becomes_another(bench, source, tmp_path, share):
 
 
 def test_a_source_that_changes_when_it_has_been_read(bench, source):
-    """Only the companions are still to be written: the output is that of an undisturbed run."""
+    """Only the files are still to be written: the output is that of an undisturbed run."""
     shard = sorted(source.glob("*.safetensors"))[1]
     at = len(bench.boundaries) - 3
     with put_back(shard):

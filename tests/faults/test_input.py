@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests.factory import tiny_checkpoint
-from transmla.checkpoint.layout import read_headers
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.safetensors import read_headers
 from transmla.errors import CheckpointError
 
 FAMILIES = ("llama", "qwen2", "mixtral", "phi3")

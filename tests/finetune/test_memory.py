@@ -12,7 +12,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig
 
 from tests.factory import tiny_tokenizer
 from transmla.arch.skeleton import Skeleton
-from transmla.checkpoint.plan import TensorPlan, plan_shards
+from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.data.vocabulary import SharedTokens
 from transmla.evaluate.memory import LiveTensors
 from transmla.finetune import loss

@@ -19,7 +19,7 @@ from transmla.arch.family import FAMILIES
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import load_config, read_raw_config
 from transmla.arch.stored import stored_shapes
-from transmla.checkpoint.layout import SINGLE_FILE, TensorHeader
+from transmla.checkpoint.safetensors import SINGLE_FILE, TensorHeader
 from transmla.errors import TransMLAError
 
 HERE = Path(__file__).parent

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, REPORT_FILE
-from transmla.checkpoint.folder import check_inside, read_json
+from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, REPORT_FILE
+from transmla.checkpoint.safe_paths import check_inside, read_json
 from transmla.errors import CheckpointError
 from transmla.progress import Progress, Silent
 

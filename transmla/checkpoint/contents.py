@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE
+from transmla.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE
 from transmla.errors import CheckpointError, UnsupportedModelError
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from transmla import __version__
-from transmla.checkpoint.companions import find_licences
-from transmla.checkpoint.folder import find_file
 from transmla.checkpoint.gguf_metadata import check_metadata
+from transmla.checkpoint.model_files import find_licenses
 from transmla.checkpoint.publish import Staging
+from transmla.checkpoint.safe_paths import find_file
 from transmla.errors import BusyError, CheckpointError
 
 
@@ -66,7 +66,7 @@ def _stage(path: Path, staged: Path, digest: str) -> None:
         if staged.is_dir():
             return  # Another process has published it since it was looked for.
         _dequantize(path, staging.folder)
-        for licence in find_licences(path.parent):
+        for licence in find_licenses(path.parent):
             shutil.copyfile(licence, staging.folder / licence.name)
         staging.publish()
 

@@ -18,12 +18,12 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from transmla.checkpoint.companions import COMPANIONS, LICENCES
 from transmla.checkpoint.contents import TELLING_FILES, no_safetensors
-from transmla.checkpoint.layout import INDEX_FILE, TensorHeader
+from transmla.checkpoint.model_files import LICENSE_FILES, TOKENIZER_FILES
+from transmla.checkpoint.safetensors import INDEX_FILE, TensorHeader
 from transmla.errors import CheckpointError
 
-DESCRIPTION_FILES = ("config.json", INDEX_FILE, *TELLING_FILES, *COMPANIONS, *LICENCES)
+DESCRIPTION_FILES = ("config.json", INDEX_FILE, *TELLING_FILES, *TOKENIZER_FILES, *LICENSE_FILES)
 WEIGHT_FILES = ("*.safetensors",)
 # Other models and second copies of the weights that lie in the same repository.
 _FOREIGN_WEIGHT_FILES = ("*/*.safetensors", "consolidated*.safetensors")

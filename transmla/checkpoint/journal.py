@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transmla.checkpoint.sync import sync
-from transmla.checkpoint.writing import writing
+from transmla.checkpoint.disk import fsync, output_errors
 
 Identity = str | dict[str, Any]
 
@@ -57,10 +56,10 @@ class Journal:
         self.entries.append(entry)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with writing(self._path):
+        with output_errors(self._path):
             with self._path.open("ab") as file:
                 file.write(json.dumps(entry).encode() + b"\n")
-            sync(self._path)
+            fsync(self._path)
 
 
 def _whole_lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:

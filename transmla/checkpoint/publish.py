@@ -18,8 +18,8 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from transmla.checkpoint.disk import fsync
 from transmla.checkpoint.journal import Identity, Journal
-from transmla.checkpoint.sync import sync
 from transmla.errors import BusyError, CheckpointError, OutputError
 
 
@@ -133,7 +133,7 @@ class Staging:
         replaced = self._root / "replaced"
         try:
             for path in [*self.folder.rglob("*"), self.folder]:
-                sync(path)
+                fsync(path)
             if self._overwrite and self._output.exists():
                 os.rename(self._output, replaced)
             try:
@@ -141,7 +141,7 @@ class Staging:
             except OSError:
                 self._restore_replaced()
                 raise
-            sync(self._output.parent)
+            fsync(self._output.parent)
         except OSError as error:
             raise OutputError(
                 f"{self.folder} is complete but cannot be renamed to {self._output}: {error.strerror}."

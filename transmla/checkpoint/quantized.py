@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from transmla.checkpoint.layout import FLOATS, TensorHeader
+from transmla.checkpoint.safetensors import FLOATS, TensorHeader
 from transmla.errors import CheckpointError
 
 # Parts of such names that are telling in any spelling, inside a module whose weight is read; scales of the cache and of

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from transmla.checkpoint.contents import no_weights
-from transmla.checkpoint.finite import check_finite
-from transmla.checkpoint.folder import find_file, read_json
-from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE, TensorHeader, read_headers
+from transmla.checkpoint.safe_paths import find_file, read_json
+from transmla.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorHeader, check_finite, read_headers
 from transmla.errors import CheckpointError
 
 

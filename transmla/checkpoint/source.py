@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from transmla.checkpoint.companions import LICENCES
 from transmla.checkpoint.contents import check_no_adapter, no_weights
-from transmla.checkpoint.folder import read_json
 from transmla.checkpoint.gguf import stage_gguf
 from transmla.checkpoint.hub import DESCRIPTION_FILES, WEIGHT_FILES, download, fetch_headers
-from transmla.checkpoint.layout import INDEX_FILE, SINGLE_FILE, TensorHeader
+from transmla.checkpoint.model_files import LICENSE_FILES
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.safe_paths import read_json
+from transmla.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorHeader
 from transmla.errors import CheckpointError, UsageError
 
 
@@ -87,7 +87,7 @@ def remote_headers(source: Source, *, token: str | None = None) -> Mapping[str, 
 
 def _patterns(gguf_file: str | None, weights: bool) -> tuple[str, ...]:
     if gguf_file is not None:
-        return (gguf_file, *LICENCES)
+        return (gguf_file, *LICENSE_FILES)
     return (*DESCRIPTION_FILES, *WEIGHT_FILES) if weights else DESCRIPTION_FILES
 
 

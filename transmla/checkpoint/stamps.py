@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from transmla.checkpoint.companions import COMPANIONS, FINETUNE_REPORT_FILE, REPORT_FILE
+from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, REPORT_FILE, TOKENIZER_FILES
 from transmla.errors import CheckpointError
 
 SMALL = 2**26
 """Bytes up to which a file is read whole."""
 _BLOCK = 2**12
 _MAX_HEADER = 10**8
-_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", *COMPANIONS)
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", *TOKENIZER_FILES)
 # Seconds, dates and paths stand in them, and nothing reads them that computes.
 _REPORTS = {REPORT_FILE, FINETUNE_REPORT_FILE}
 

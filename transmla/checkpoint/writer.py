@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from transmla.checkpoint.finite import check_finite
-from transmla.checkpoint.layout import INDEX_FILE
-from transmla.checkpoint.plan import ShardPlan, TensorPlan
-from transmla.checkpoint.sync import sync
+from transmla.checkpoint.disk import fsync
+from transmla.checkpoint.safetensors import INDEX_FILE, check_finite
+from transmla.checkpoint.shards import ShardPlan, TensorPlan
 from transmla.errors import OutputError
 
 
@@ -115,7 +114,7 @@ class CheckpointWriter:
         """
         try:
             for path in self._unsynced:
-                sync(path)
+                fsync(path)
         except OSError as error:
             raise self._failure(error) from None
         self._unsynced.clear()

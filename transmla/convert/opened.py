@@ -18,9 +18,9 @@ from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe
 from transmla.arch.stored import check_depth, left_over, stored_shapes
 from transmla.checkpoint.contents import check_no_other_purpose, telling_files
-from transmla.checkpoint.layout import TensorHeader
 from transmla.checkpoint.quantized import check_unquantized
 from transmla.checkpoint.reader import CheckpointReader, check_headers
+from transmla.checkpoint.safetensors import TensorHeader
 from transmla.checkpoint.source import Source, open_source, remote_headers
 from transmla.config import ConvertRequest, InspectRequest
 

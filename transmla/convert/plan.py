@@ -20,9 +20,9 @@ from transmla.arch.stored import as_class_names, left_over
 from transmla.calibration.linear import PROJECTIONS, nearest_linear, token_costs
 from transmla.calibration.moments import AttentionWeights
 from transmla.calibration.stream import ResidualStream, SourceStream
-from transmla.checkpoint.plan import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.shards import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import file_stamp
 from transmla.config import ConvertRequest

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import transmla
 from transmla.checkpoint.checksums import weight_checksums
-from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
+from transmla.checkpoint.disk import output_errors
+from transmla.checkpoint.model_files import RECIPE_FILE, REPORT_FILE, copy_model_files
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.writer import CheckpointWriter
-from transmla.checkpoint.writing import writing
 from transmla.config import ConvertRequest
 from transmla.convert.card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
@@ -93,8 +93,8 @@ def convert(
                 "transformers": transformers.__version__,
             },
         )
-        with writing(staging.folder):
-            copy_companions(plan.source.folder, staging.folder)
+        with output_errors(staging.folder):
+            copy_model_files(plan.source.folder, staging.folder)
             _write_texts(plan, report, staging)
         staging.publish()
     return report

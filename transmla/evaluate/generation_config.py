@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from transformers import GenerationConfig
 
-from transmla.checkpoint.folder import read_json
+from transmla.checkpoint.safe_paths import read_json
 from transmla.checkpoint.source import Source
 from transmla.errors import CheckpointError
 

@@ -19,9 +19,9 @@ from transmla.arch.family import FAMILIES
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.stored import check_layers, left_over, stored_shapes
 from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
-from transmla.checkpoint.companions import FINETUNE_REPORT_FILE, RECIPE_FILE, REPORT_FILE
-from transmla.checkpoint.folder import read_json
+from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, RECIPE_FILE, REPORT_FILE
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.safe_paths import read_json
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import VerifyRequest
 from transmla.config.request import read_recipe

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from transmla.checkpoint.companions import FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE
-from transmla.checkpoint.writing import writing
+from transmla.checkpoint.disk import output_errors
+from transmla.checkpoint.model_files import FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE
 from transmla.config import FinetuneRequest
 from transmla.finetune.report import FinetuneReport
 
@@ -50,7 +50,7 @@ def publish_texts(
         FINETUNE_RECIPE_FILE: request.to_yaml(),
         FINETUNE_REPORT_FILE: report.model_dump_json(indent=2) + "\n",
     }
-    with writing(folder):
+    with output_errors(folder):
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         if (work / "runs").is_dir():

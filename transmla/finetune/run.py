@@ -13,8 +13,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from transmla.checkpoint.checksums import weight_checksums
+from transmla.checkpoint.disk import output_errors
 from transmla.checkpoint.publish import Staging, check_free_space, staging_folder
-from transmla.checkpoint.writing import writing
 from transmla.config import FinetuneRequest
 from transmla.device import reuse_memory
 from transmla.errors import TransMLAError
@@ -98,7 +98,7 @@ def finetune(
             trainer.recall(resumed)
         report = training.report(trainer)
         if staging is not None:
-            with writing(staging.folder):
+            with output_errors(staging.folder):
                 training.write_best(report, staging.folder)
             report = report.model_copy(update={"checksums": weight_checksums(staging.folder, progress=progress)})
             publish_texts(request, report, converted=prepared.converted.folder, work=work, folder=staging.folder)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from transmla.checkpoint.companions import RECIPE_FILE, REPORT_FILE, copy_companions
-from transmla.checkpoint.folder import read_json
-from transmla.checkpoint.plan import TensorPlan, plan_shards
+from transmla.checkpoint.model_files import RECIPE_FILE, REPORT_FILE, copy_model_files
 from transmla.checkpoint.reader import CheckpointReader
+from transmla.checkpoint.safe_paths import read_json
+from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.writer import CheckpointWriter
 from transmla.modeling.plain import PlainFactors
@@ -81,7 +81,7 @@ class NativeWriter:
         for name in headers.keys() - written:
             writer.write(self._reader.read([name]))
         writer.finish()
-        copy_companions(self._converted.folder, folder)
+        copy_model_files(self._converted.folder, folder)
         for name in ("config.json", RECIPE_FILE):
             if (path := self._converted.folder / name).is_file():
                 shutil.copyfile(path, folder / name)

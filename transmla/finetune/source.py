@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from transmla.checkpoint.companions import RECIPE_FILE
+from transmla.checkpoint.model_files import RECIPE_FILE
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import FinetuneRequest, read_recipe
 from transmla.errors import CheckpointError, UsageError

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from transmla.checkpoint.sync import sync
-from transmla.checkpoint.writing import writing
+from transmla.checkpoint.disk import fsync, output_errors
 from transmla.errors import TrainingError, TransMLAError
 from transmla.finetune.order import pass_loader
 from transmla.finetune.packing import Filler, PackedDataset
@@ -192,7 +191,7 @@ class FinetuneTrainer(Trainer):
         name = CHECKPOINT.format(step=self.state.global_step)
         unfinished, finished = self.folder / f".{name}", self.folder / name
         training = unfinished / TRAINING_FOLDER
-        with writing(finished):
+        with output_errors(finished):
             if self.args.should_save:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 training.mkdir(parents=True)
@@ -206,10 +205,10 @@ class FinetuneTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 for path in [*unfinished.rglob("*"), unfinished]:
-                    sync(path)
+                    fsync(path)
                 _delete(finished)
                 unfinished.rename(finished)
-                sync(self.folder)
+                fsync(self.folder)
                 self._note({"step": self.state.global_step})
                 self._forget_old()
             self.accelerator.wait_for_everyone()

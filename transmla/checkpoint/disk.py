@@ -1,7 +1,8 @@
-"""Saying in a sentence that a disk refuses."""
+"""Writing to disks that refuse, and machines that crash."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,11 @@ from transmla.errors import OutputError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Have a disk that refuses what is written to ``path``, or inside it, told in a sentence.
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn the refusal of a disk to take what is written to ``path``, or inside it, into a sentence.
 
     Raises:
-        OutputError: in the place of an ``OSError``.
+        OutputError: instead of an ``OSError``.
     """
     try:
         yield
@@ -25,3 +26,12 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{target} cannot be written: {reason}.") from None
     except OSError as error:
         raise OutputError(f"{error.filename or path} cannot be written: {error.strerror or error}.") from None
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk and outlives a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

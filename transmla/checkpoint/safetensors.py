@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from transmla.errors import CheckpointError
 
@@ -165,3 +166,18 @@ def encode_header(tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(_LENGTH_BYTES, "little") + header
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor with a NaN or an infinity, which would spoil every result computed from it.
+
+    The extremes tell: ``aminmax`` carries a NaN through, in one pass without a temporary as large as the tensor.
+
+    Raises:
+        CheckpointError: some value is not finite.
+    """
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(f"Tensor {name} holds values that are NaN or infinite; finite weights are needed.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from transmla.checkpoint.layout import SINGLE_FILE, encode_header
+from transmla.checkpoint.safetensors import SINGLE_FILE, encode_header
 from transmla.errors import UsageError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)

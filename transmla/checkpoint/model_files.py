@@ -1,4 +1,4 @@
-"""The files that travel with a model: tokenizer, chat template, generation defaults, licence."""
+"""The files of a model folder beside the weights: tokenizer, templates, license; recipe and report of transmla."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from transmla.checkpoint.folder import check_inside, read_json
+from transmla.checkpoint.safe_paths import check_inside, read_json
 
-COMPANIONS = (
+TOKENIZER_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,20 +28,20 @@ COMPANIONS = (
 RECIPE_FILE, REPORT_FILE = "transmla_recipe.yaml", "transmla_report.json"
 # The same of a training, beside those of the conversion that it started from.
 FINETUNE_RECIPE_FILE, FINETUNE_REPORT_FILE = "transmla_finetune.yaml", "transmla_finetune.json"
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
+LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
 
-def copy_companions(source_folder: Path, output_dir: Path) -> tuple[str, ...]:
-    """Copy the companions of a model and return their names.
+def copy_model_files(source_folder: Path, output_dir: Path) -> tuple[str, ...]:
+    """Copy the files of a model and return their names.
 
     Code stays behind, and so does ``auto_map``, the key by which a JSON file would ask for it.
 
     Raises:
-        CheckpointError: a companion is a link out of the folder, or is not the JSON it should be.
+        CheckpointError: a file is a link out of the folder, or is not the JSON it should be.
     """
-    paths = [path for pattern in COMPANIONS for path in sorted(source_folder.glob(pattern)) if path.is_file()]
+    paths = [path for pattern in TOKENIZER_FILES for path in sorted(source_folder.glob(pattern)) if path.is_file()]
     names = []
-    for path in [*paths, *find_licences(source_folder)]:
+    for path in [*paths, *find_licenses(source_folder)]:
         check_inside(source_folder, path)
         name = path.relative_to(source_folder)
         target = output_dir / name
@@ -51,12 +51,14 @@ def copy_companions(source_folder: Path, output_dir: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def find_licences(folder: Path) -> list[Path]:
+def find_licenses(folder: Path) -> list[Path]:
     """Return the licence files of ``folder``, however their names are cased."""
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file() and path.suffix != ".py" and any(fnmatchcase(path.name.upper(), name) for name in LICENCES)
+        if path.is_file()
+        and path.suffix != ".py"
+        and any(fnmatchcase(path.name.upper(), name) for name in LICENSE_FILES)
     )
 
 
