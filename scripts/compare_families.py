@@ -22,7 +22,7 @@ from unittest.mock import patch
 from rich.console import Console
 from train_small import FAMILIES
 
-from transmla.calibration.linear import nearest_linear
+from transmla.calibration.linearize import nearest_linear
 from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
 from transmla.config import ConvertRequest, EvalRequest

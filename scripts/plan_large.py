@@ -16,7 +16,7 @@ from transformers import LlamaConfig, MixtralConfig, PretrainedConfig
 
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import describe, load_config
-from transmla.arch.stored import stored_shapes
+from transmla.arch.weight_names import stored_shapes
 from transmla.checkpoint.safetensors import SINGLE_FILE
 from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.config import ConvertRequest

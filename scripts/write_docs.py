@@ -20,7 +20,7 @@ import typer
 import yaml
 from pydantic.fields import FieldInfo
 
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.refused import LATER, REFUSED
 from transmla.cli.app import app
 from transmla.config import BenchRequest, ConvertRequest, EvalRequest, FinetuneRequest, Request

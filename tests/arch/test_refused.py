@@ -5,7 +5,7 @@ import re
 import pytest
 
 from transmla.arch import refused
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.refused import LATER, REFUSED, check_not_refused, find_refusal
 from transmla.errors import UnsupportedModelError
 

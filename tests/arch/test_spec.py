@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.factory import FAMILIES as CONFIGS
 from tests.factory import SIZES, tiny_checkpoint
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.spec import describe, load_config
 from transmla.errors import CheckpointError, TransMLAError, UnsupportedModelError
 

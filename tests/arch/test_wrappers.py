@@ -10,7 +10,7 @@ from transformers import AutoModel
 from tests.factory import FAMILIES as CONFIGS
 from tests.factory import SIZES
 from transmla.arch import wrappers
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.wrappers import check_no_wrapper
 from transmla.errors import UnsupportedModelError
 

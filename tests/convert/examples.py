@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.spec import AttentionSpec
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.config import ConvertRequest

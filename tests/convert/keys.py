@@ -10,7 +10,7 @@ from typing import Any
 from tests.convert.models import checkpoint_with_a_common_direction, read_config
 from tests.factory import FAMILIES as CONFIGS
 from tests.factory import tiny_checkpoint
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 
 CONTEXT = 48
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from tests.convert.keys import COMBINED, MORE_ROPES, VALUES, declared, made, single_changes
 from tests.convert.models import as_deepseek_names, asked, decoded_logits, difference, load_tensors, logits, read_config
 from tests.convert.naive import model_logits, rms_norm
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import load_config, read_raw_config
-from transmla.arch.stored import stored_shapes
+from transmla.arch.weight_names import stored_shapes
 from transmla.checkpoint.safetensors import SINGLE_FILE, TensorHeader
 from transmla.errors import TransMLAError
 

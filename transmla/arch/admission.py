@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.purpose import check_purpose
 from transmla.arch.spec import check_family, load_config, read_raw_config
 from transmla.arch.wrappers import check_no_wrapper

@@ -7,7 +7,7 @@ know either.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transmla.arch.family import Family
+from transmla.arch.families import Family
 from transmla.errors import CheckpointError, UnsupportedModelError
 
 # Parts of class names that say what a model puts out in the place of logits; completes "… is ".

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from transmla.arch.context import choose_context
 from transmla.arch.experts import Mixture
-from transmla.arch.family import FAMILIES, Family
+from transmla.arch.families import FAMILIES, Family
 from transmla.arch.refused import also_quantized, check_not_refused
 from transmla.arch.unread import unread_keys
 from transmla.errors import CheckpointError, UnsupportedModelError

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from transmla.arch.family import Family
+from transmla.arch.families import Family
 
 #: What is known of keys that others read.
 READ_ELSEWHERE: Mapping[str, str] = MappingProxyType(

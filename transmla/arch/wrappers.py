@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import CONFIG_MAPPING
 
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.refused import also_quantized, find_refusal
 from transmla.arch.spec import describe, load_config
 from transmla.errors import TransMLAError, UnsupportedModelError

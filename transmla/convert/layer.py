@@ -16,11 +16,11 @@ from torch import Tensor
 
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.convert.latent import LatentAttention
-from transmla.linalg.cache import CacheProblem
 from transmla.linalg.hermitian import sqrt_psd
 from transmla.linalg.low_rank import low_rank, pad
 from transmla.linalg.mixing import RotarySplit, identity_split, mix_heads, rotation_error
 from transmla.linalg.rotary import as_real, expected_rotation, from_pairs, interleave, long_tail, to_pairs
+from transmla.linalg.variable_projection import CacheProblem
 
 # Steps of L-BFGS from the eigenvectors to the least predicted cost, and what distances beyond the windows count.
 REFINE_STEPS = 12
@@ -55,7 +55,7 @@ def complex_layer(weights: AttentionWeights, moments: Moments, target: Target) -
 
     The functionals start from complex mixing of the heads (stages 1 and 2) and the joint latent of what remains
     (stage 4). From there all of them move together to the least predicted cost, and each head's maps are the regression
-    on them (stage 3), see :mod:`transmla.linalg.cache`.
+    on them (stage 3), see :mod:`transmla.linalg.variable_projection`.
 
     Returns:
         The layer, and the fold at which it started.

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from transmla.calibration.linear import near_constant
 from transmla.convert.latent import LatentAttention
 from transmla.convert.teacher import Lesson
 from transmla.linalg.latent_norm import anchored, norm_and_readout, unit_size
+from transmla.linalg.near_constant import near_constant
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ import torch
 from transformers import PretrainedConfig
 
 from transmla.arch.admission import admit
-from transmla.arch.names import class_names
+from transmla.arch.class_names import class_names
 from transmla.arch.purpose import check_head
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec, describe
-from transmla.arch.stored import check_depth, left_over, stored_shapes
+from transmla.arch.weight_names import check_depth, left_over, stored_shapes
 from transmla.checkpoint.contents import check_no_other_purpose, telling_files
 from transmla.checkpoint.quantized import check_unquantized
 from transmla.checkpoint.reader import CheckpointReader, check_headers

@@ -16,8 +16,8 @@ import transmla
 from transmla.arch.experts import DOWN, GATE_UP, Expert, ExpertNames, is_expert, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec
-from transmla.arch.stored import as_class_names, left_over
-from transmla.calibration.linear import PROJECTIONS, nearest_linear, token_costs
+from transmla.arch.weight_names import as_class_names, left_over
+from transmla.calibration.linearize import PROJECTIONS, nearest_linear, token_costs
 from transmla.calibration.moments import AttentionWeights
 from transmla.calibration.stream import ResidualStream, SourceStream
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes

@@ -1,7 +1,7 @@
 """Automatic sizes: what each way to split the cache between rotary slots and latent is predicted to cost.
 
 The source runs once over a few windows. For each layer the cost of the best cache of each size follows from the moments
-alone (:class:`~transmla.linalg.cache.CacheProblem`), so a candidate costs a search, not a conversion.
+alone (:class:`~transmla.linalg.variable_projection.CacheProblem`), so a candidate costs a search, not a conversion.
 """
 
 import math

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transmla.calibration.linear import near_constant
+from transmla.linalg.near_constant import near_constant
 
 # Engines add 1e-20 to the sum of the sigmoids; e^-40 is still 400 times as large.
 _DEEPEST = 40.0

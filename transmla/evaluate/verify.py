@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from transmla.arch.experts import ExpertNames, are_packed, unpacked_shapes
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.skeleton import Skeleton
-from transmla.arch.stored import check_layers, left_over, stored_shapes
+from transmla.arch.weight_names import check_layers, left_over, stored_shapes
 from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
 from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, RECIPE_FILE, REPORT_FILE
 from transmla.checkpoint.reader import CheckpointReader

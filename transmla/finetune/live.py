@@ -17,8 +17,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNorm
 
-from transmla.calibration.linear import near_constant
 from transmla.linalg.latent_norm import anchored, norm_and_readout, unit_size
+from transmla.linalg.near_constant import near_constant
 from transmla.modeling.plain import FixedScale, PlainFactors
 
 NUM_WINDOWS = 32

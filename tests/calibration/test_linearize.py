@@ -25,7 +25,7 @@ from tests.convert.models import (
 )
 from tests.convert.naive import softmax_rows, source_logits
 from tests.factory import tiny_checkpoint
-from transmla.calibration.linear import PROJECTIONS, nearest_linear, token_costs
+from transmla.calibration.linearize import PROJECTIONS, nearest_linear, token_costs
 from transmla.convert import plan as plan_module
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert

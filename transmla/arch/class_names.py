@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from transmla.arch.family import Family
+from transmla.arch.families import Family
 from transmla.errors import CheckpointError
 
 # Parts of names that wrapping modules leave; completes "… is what ".

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transmla.arch.experts import ROUTER, are_packed, unpacked_shapes
-from transmla.arch.family import Family
+from transmla.arch.families import Family
 from transmla.arch.spec import AttentionSpec
 from transmla.errors import CheckpointError
 

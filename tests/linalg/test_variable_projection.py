@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from transmla.linalg.cache import CacheProblem, quarter_turn
+from transmla.linalg.variable_projection import CacheProblem, quarter_turn
 
 HEADS, KV_HEADS, HEAD_DIM, RANK = 4, 2, 4, 3
 JOINT = 2 * KV_HEADS * HEAD_DIM

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from transmla.arch.spec import AttentionSpec
@@ -100,16 +100,3 @@ def nearest_linear(
         crude = plain * ((wanted * plain).sum(-1, keepdim=True) / size.clamp_min(tiny))
         found[name] = (crude + torch.linalg.solve(pulled, (wanted - crude @ moment).mT).mT).to(weight)
     return found
-
-
-def near_constant(
-    moment: Float64[Tensor, "hidden hidden"], mean: Float[Tensor, " hidden"]
-) -> Float64[Tensor, " hidden"]:
-    """Return u with u·x near 1: the least squares solution C⁻¹ μ (ALGORITHM.md §6).
-
-    Args:
-        moment: C = E[x xᵀ].
-        mean: μ = E[x].
-    """
-    pull = _RIDGE * moment.diagonal().mean() + torch.finfo(torch.float32).tiny
-    return torch.linalg.solve(moment + pull * torch.eye(len(moment)).to(moment), mean.double())

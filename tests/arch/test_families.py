@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.factory import FAMILIES as CONFIGS
 from tests.factory import SIZES
-from transmla.arch.family import FAMILIES
+from transmla.arch.families import FAMILIES
 from transmla.arch.refused import REFUSED
 
 
