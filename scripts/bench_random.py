@@ -25,9 +25,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from transmla.arch.spec import describe
-from transmla.convert.fold import NORMS
-from transmla.convert.sizes import MLASizes
-from transmla.convert.target import load_target, target_config
+from transmla.deepseek.config import load_target, target_config
+from transmla.deepseek.neutral_norm import NORMS
+from transmla.deepseek.sizes import MLASizes
 from transmla.device import choose_device
 from transmla.errors import TransMLAError
 from transmla.evaluate.bandwidth import bytes_per_step, measure_bandwidth

@@ -24,7 +24,7 @@ from transmla.arch.families import FAMILIES
 from transmla.arch.refused import LATER, REFUSED
 from transmla.cli.app import app
 from transmla.config import BenchRequest, ConvertRequest, EvalRequest, FinetuneRequest, Request
-from transmla.convert.engines import ENGINES
+from transmla.deepseek.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- written by scripts/write_docs.py: {} -->", "<!-- end -->"

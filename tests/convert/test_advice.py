@@ -16,10 +16,11 @@ import typer
 from tests.factory import tiny_checkpoint
 from transmla.cli.app import app
 from transmla.config import ConvertRequest
+from transmla.config.refusal import Refusal
 from transmla.convert import choices, run, sizes
 from transmla.convert.plan import plan_conversion
-from transmla.convert.refusal import Refusal
 from transmla.convert.summary import Prediction
+from transmla.deepseek import engines
 
 # Wide enough for the sizes that vLLM and SGLang insist on.
 WIDE = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 1}
@@ -262,7 +263,7 @@ def raises_in(module) -> dict[int, str]:
 
 
 def test_every_refusal_is_tried_above(sources, tmp_path):
-    modules = {module.__file__: raises_in(module) for module in (sizes, choices)}
+    modules = {module.__file__: raises_in(module) for module in (sizes, choices, engines)}
     missing = {name for lines in modules.values() for name in lines.values()}
     for kind, flags in REFUSED:
         trace = refused([str(sources(kind)), str(tmp_path / "out"), *flags]).__context__.__traceback__

@@ -24,14 +24,15 @@ from tests.convert.models import (
     some_ids,
 )
 from tests.convert.naive import latent_attention, relative_error, rms_norm
-from transmla.convert.fold import NORMS, fold_layer, unfold_layer
+from transmla.convert.deepseek_tensors import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.layer import complex_layer
 from transmla.convert.live import live_norm
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
-from transmla.convert.sizes import MLASizes
 from transmla.convert.teacher import Lesson
+from transmla.deepseek.neutral_norm import NORMS
+from transmla.deepseek.sizes import MLASizes
 from transmla.errors import UsageError
 
 HEADS, KV_HEADS, HEAD_DIM, RANK, WINDOWS = 6, 2, 8, 9, 40

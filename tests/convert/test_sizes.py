@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.convert.examples import make_request, make_spec
 from transmla.config import ConvertRequest, InspectRequest
 from transmla.convert.candidates import Candidates
-from transmla.convert.engines import ENGINES
-from transmla.convert.sizes import MLASizes, choose_sizes, exact_sizes, freq_folds, rope_sizes
+from transmla.convert.sizes import choose_sizes, exact_sizes, freq_folds, rope_sizes
+from transmla.deepseek.engines import ENGINES
+from transmla.deepseek.sizes import MLASizes
 from transmla.errors import UsageError
 
 # 8 key/value heads of 64, as Llama 3.2 1B: wide enough for the sizes that vLLM and SGLang insist on.

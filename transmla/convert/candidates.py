@@ -15,11 +15,10 @@ from pydantic import BaseModel, ConfigDict
 
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName, InspectRequest
+from transmla.config.refusal import HALF, Change, flags_of
 from transmla.convert.choices import choose
-from transmla.convert.engines import ENGINES
-from transmla.convert.refusal import Change, flags_of
 from transmla.convert.settle import Way, possible
-from transmla.convert.sizes import HALF, dictating, engines_for
+from transmla.deepseek.engines import ENGINES, dictating, engines_for
 from transmla.errors import TransMLAError
 
 _RATIOS = (0.5, 0.333, 0.25, 0.125)

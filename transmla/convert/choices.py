@@ -6,9 +6,10 @@ import torch
 
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
-from transmla.convert.engines import ENGINES
-from transmla.convert.refusal import TEXT, Change, Refusal
-from transmla.convert.sizes import HALF, MLASizes, choose_sizes, engines_for, freq_folds
+from transmla.config.refusal import HALF, TEXT, Change, Refusal
+from transmla.convert.sizes import choose_sizes, freq_folds
+from transmla.deepseek.engines import ENGINES, engines_for
+from transmla.deepseek.sizes import MLASizes
 from transmla.errors import CheckpointError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

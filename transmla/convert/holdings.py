@@ -14,7 +14,7 @@ from transmla.arch.experts import is_expert
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
 from transmla.convert.layer import REFINE_STEPS
-from transmla.convert.sizes import MLASizes
+from transmla.deepseek.sizes import MLASizes
 
 SINGLE, DOUBLE, COMPLEX = 4, 8, 16
 # As in `transmla.calibration.moments`: probabilities at once, and queries between two that are pooled.

@@ -5,8 +5,8 @@ from pydantic import BaseModel, ConfigDict
 from transmla.arch.context import longest_context
 from transmla.config import InspectRequest
 from transmla.convert.candidates import Candidate, Candidates, Verdict
-from transmla.convert.engines import ENGINES
 from transmla.convert.opened import open_model
+from transmla.deepseek.engines import ENGINES
 
 
 class Inspection(BaseModel):

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from transmla.convert.sizes import MLASizes
+from transmla.deepseek.sizes import MLASizes
 from transmla.linalg.latent_norm import unit_size
 from transmla.linalg.low_rank import pad
 from transmla.linalg.rotary import rotate_interleaved

@@ -26,16 +26,17 @@ from transmla.checkpoint.shards import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import file_stamp
 from transmla.config import ConvertRequest
-from transmla.convert.engines import ENGINES
-from transmla.convert.fold import NORMS, NeutralNorm, residual_scale
 from transmla.convert.layer import Target
 from transmla.convert.memory import LIBRARIES, Footprint
 from transmla.convert.opened import fetch_weights, open_model
 from transmla.convert.settle import settle
-from transmla.convert.sizes import MLASizes, dictating, engines_for
 from transmla.convert.summary import PlanSummary, Prediction
-from transmla.convert.target import load_target, target_config, target_frequencies
 from transmla.data.documents import Reading
+from transmla.deepseek.config import load_target, target_config, target_frequencies
+from transmla.deepseek.engines import ENGINES, dictating, engines_for
+from transmla.deepseek.names import LAYERS, layer_prefix
+from transmla.deepseek.neutral_norm import NORMS, NeutralNorm, residual_scale
+from transmla.deepseek.sizes import MLASizes
 from transmla.device import choose_device
 from transmla.errors import CheckpointError, OutputError, UsageError
 
@@ -192,12 +193,12 @@ class ConversionPlan:
 
     def layer_tensors(self, index: int) -> list[TensorPlan]:
         """Return the target's tensors of decoder layer ``index``."""
-        prefix = f"model.layers.{index}."
+        prefix = layer_prefix(index)
         return [tensor for shard in self.shards for tensor in shard.tensors if tensor.name.startswith(prefix)]
 
     def outer_tensors(self) -> list[TensorPlan]:
         """Return the target's tensors outside the decoder layers."""
-        return [t for shard in self.shards for t in shard.tensors if not t.name.startswith("model.layers.")]
+        return [t for shard in self.shards for t in shard.tensors if not t.name.startswith(LAYERS)]
 
     def stored(self, name: str, weight: Tensor) -> Tensor:
         """Cast a copied weight to the storage type, once; scaled first if it writes to the residual stream."""

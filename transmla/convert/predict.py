@@ -15,8 +15,9 @@ from transmla.calibration.moments import MomentSums
 from transmla.calibration.stream import add_experts
 from transmla.convert.layer import predicted_cost
 from transmla.convert.plan import ConversionPlan
-from transmla.convert.sizes import PREDICTION_WINDOWS, MLASizes, freq_folds
+from transmla.convert.sizes import PREDICTION_WINDOWS, freq_folds
 from transmla.convert.summary import Prediction
+from transmla.deepseek.sizes import MLASizes
 from transmla.device import trim_memory
 from transmla.progress import Progress, Silent
 

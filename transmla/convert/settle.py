@@ -12,8 +12,8 @@ import torch
 
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
+from transmla.config.refusal import TEXT, Change, Refusal
 from transmla.convert.choices import Choices, choose
-from transmla.convert.refusal import TEXT, Change, Refusal
 from transmla.errors import TransMLAError
 
 

@@ -1,40 +1,18 @@
 """From what the user asks to the sizes of the latent attention, or the nearest that work."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from transmla.arch.spec import AttentionSpec
-from transmla.config import ConvertRequest, EngineName, Profile
-from transmla.convert.engines import ENGINES, Engine
-from transmla.convert.refusal import Change, Refusal
+from transmla.config import ConvertRequest, EngineName
+from transmla.config.refusal import HALF, Change, Refusal
+from transmla.deepseek.engines import ENGINES, dictating, fit_engine
+from transmla.deepseek.sizes import MLASizes
 
 #: Windows on which splits of a budget are compared: enough to rank them, for they differ far more than windows do.
 PREDICTION_WINDOWS = 16
 #: No size at all, of any kind.
 NO_SIZES: Change = {"kv_lora_rank": None, "qk_rope_head_dim": None, "kv_ratio": None, "exact": False}
-HALF: Change = {"kv_ratio": 0.5}
-
-
-@dataclass(frozen=True)
-class MLASizes:
-    """Sizes of the latent attention, in DeepSeek's names, and how many experts of zeros all tokens share."""
-
-    kv_lora_rank: int
-    qk_rope_head_dim: int
-    qk_nope_head_dim: int
-    v_head_dim: int
-    q_lora_rank: int | None = None
-    n_shared_experts: int = 0
-
-    @property
-    def cache_numbers(self) -> int:
-        """Numbers cached per token and layer: latent and rotary key."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
-
-    @property
-    def qk_head_dim(self) -> int:
-        """Size of one query head; the engine scales logits by its inverse square root."""
-        return self.qk_nope_head_dim + self.qk_rope_head_dim
 
 
 def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
@@ -78,11 +56,6 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
     return sizes
 
 
-def dictating(engines: Sequence[EngineName]) -> list[EngineName]:
-    """Return the engines that take caches of a few sizes only."""
-    return [name for name in engines if ENGINES[name].caches]
-
-
 def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLASizes, ...]:
     """Return the ways to share a budget (``--kv-ratio``) out between latent and rotary key, the plain rule's first.
 
@@ -122,72 +95,6 @@ def freq_folds(spec: AttentionSpec, qk_rope_head_dim: int) -> list[int]:
     """
     slots, pairs = qk_rope_head_dim // 2, spec.num_pairs
     return [fold for fold in range(1, pairs + 1) if pairs % fold == 0 and slots * fold % pairs == 0]
-
-
-def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profile: Profile, exact: bool) -> MLASizes:
-    """Pad what an engine lets be padded.
-
-    Raises:
-        Refusal: the engine cannot load the result; why, and the nearest sizes it can.
-    """
-    engine = ENGINES[name]
-    if profile not in engine.profiles:
-        raise Refusal(f"{engine.title} does not compute --profile {profile}", {"profile": engine.profiles[0]})
-    if exact and not engine.free_grid:
-        raise Refusal(
-            f"{engine.title} cannot give every rotary slot a frequency of its own, as --exact must",
-            {**HALF, "exact": False},
-            *({"engine": (other,)} for other in ENGINES if ENGINES[other].free_grid),
-        )
-    if spec.biased and not engine.biases:
-        if "o_proj" in spec.biases:
-            raise Refusal(
-                f"{engine.title} has no place for a bias on the output of attention, and it cannot be folded into "
-                "the weights either"
-            )
-        raise Refusal(
-            f"{engine.title} has no place for the biases of {', '.join(sorted(spec.biases))}", {"biases": "fold"}
-        )
-    if engine.max_layers is not None and spec.num_hidden_layers > engine.max_layers:
-        raise Refusal(
-            f"{engine.title} misreads a model of more than {engine.max_layers} layers; "
-            f"this one has {spec.num_hidden_layers}"
-        )
-    if engine.caches and (sizes.kv_lora_rank, sizes.qk_rope_head_dim) not in engine.caches:
-        nearest = sorted(engine.caches, key=lambda pair: abs(sum(pair) - sizes.cache_numbers))
-        raise Refusal(
-            f"{engine.title} does not take {sizes.kv_lora_rank} + {sizes.qk_rope_head_dim}",
-            *({"kv_lora_rank": rank, "qk_rope_head_dim": rope} for rank, rope in nearest[:2]),
-        )
-    if spec.mixture and engine.shared_expert:
-        sizes = replace(sizes, n_shared_experts=1)
-    return _pad_heads(sizes, engine)
-
-
-def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> list[EngineName]:
-    """Return the engines that load a checkpoint of exactly these sizes."""
-    names = []
-    for name, engine in ENGINES.items():
-        if spec.keep_scaling and spec.rope_type not in engine.scaled_ropes:
-            continue
-        try:
-            if fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact) == sizes:
-                names.append(name)
-        except Refusal:
-            continue
-    return names
-
-
-def _pad_heads(sizes: MLASizes, engine: Engine) -> MLASizes:
-    if not engine.heads:
-        return sizes
-    for nope, rope, value in engine.heads:
-        if rope == sizes.qk_rope_head_dim and nope >= sizes.qk_nope_head_dim and value >= sizes.v_head_dim:
-            return replace(sizes, qk_nope_head_dim=nope, v_head_dim=value)
-    raise Refusal(
-        f"{engine.title} has no kernel for heads of {sizes.qk_nope_head_dim} + {sizes.qk_rope_head_dim} and values of "
-        f"{sizes.v_head_dim}; it takes at most {' / '.join(map(str, engine.heads[-1]))} (nope / rope / value)"
-    )
 
 
 def _ways(request: ConvertRequest) -> Mapping[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transmla.arch.experts import ROUTER, Expert, ExpertNames, is_expert
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
 from transmla.calibration.stream import Attended, add_experts
-from transmla.convert.fold import fold_layer, unfold_layer
+from transmla.convert.deepseek_tensors import fold_layer, unfold_layer
 from transmla.convert.heal import heal_layer
 from transmla.convert.latent import LatentAttention
 from transmla.convert.layer import complex_layer, compress_queries, exact_layer, rorope_layer, split_queries
@@ -23,10 +23,8 @@ from transmla.convert.refit import refit_output
 from transmla.convert.report import LayerReport
 from transmla.convert.routing import RouterInputs
 from transmla.convert.teacher import Lesson, relative_error
+from transmla.deepseek.names import ATTENTION, ZEROS, layer_prefix
 from transmla.device import trim_memory
-
-# What DeepSeek-V3's mixtures have besides: nothing, as zeros.
-_NOT_IN_A_SOURCE = ("mlp.gate.e_score_correction_bias", "mlp.shared_experts.")
 
 _METHODS = {"complex": complex_layer, "rorope": rorope_layer}
 
@@ -55,7 +53,7 @@ def walk_layers(
             yield walk.convert(index, write)
         elif windows is not None:
             assert read_stored is not None, "layers that are skipped have been written before"
-            prefix = f"model.layers.{index}.self_attn."
+            prefix = f"{layer_prefix(index)}{ATTENTION}."
             names = [tensor.name for tensor in plan.layer_tensors(index) if tensor.name.startswith(prefix)]
             walk.skip(index, {name.removeprefix(prefix): tensor for name, tensor in read_stored(names).items()})
 
@@ -139,7 +137,7 @@ class _Walk:
         return index + 1 == self._plan.spec.num_hidden_layers
 
     def _written_experts(self, index: int, write: Write | None) -> Iterator[Expert]:
-        names, prefix = ExpertNames(), f"model.layers.{index}."
+        names, prefix = ExpertNames(), layer_prefix(index)
         for expert in self._plan.experts(index):
             if write is not None:
                 matrices = {names.gate: expert.gate, names.up: expert.up, names.down: expert.down}
@@ -245,13 +243,13 @@ class _Walk:
             input_bound=self._input_bound(source[plan.spec.family.input_norm]),
             residual=plan.residual,
         )
-        attention_tensors = {f"self_attn.{name}": tensor.to(plan.dtype) for name, tensor in folded.items()}
+        attention_tensors = {f"{ATTENTION}.{name}": tensor.to(plan.dtype) for name, tensor in folded.items()}
         tensors = {}
         for planned in plan.layer_tensors(index):
-            local = planned.name.removeprefix(f"model.layers.{index}.")
+            local = planned.name.removeprefix(layer_prefix(index))
             if local in attention_tensors:
                 tensors[planned.name] = attention_tensors[local]
-            elif local.startswith(_NOT_IN_A_SOURCE):
+            elif local.startswith(ZEROS):
                 tensors[planned.name] = torch.zeros(planned.shape, dtype=plan.dtype)
             elif not is_expert(local):
                 tensors[planned.name] = plan.stored(local, source[local])
@@ -270,7 +268,8 @@ class _Walk:
 
     @staticmethod
     def _attention_tensors(converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name.partition(".self_attn.")[2]: tensor for name, tensor in converted.items() if ".self_attn." in name}
+        part = f".{ATTENTION}."
+        return {name.partition(part)[2]: tensor for name, tensor in converted.items() if part in name}
 
     def _error(self, attention: LatentAttention, heldout: Lesson) -> float:
         return relative_error(attention, heldout, self._frequencies, batch_size=self._plan.request.batch_size)

@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
+from transmla.deepseek.names import LATENT_NORMS, PROJECTIONS
 from transmla.errors import UsageError
 
-_PROJECTIONS = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-_LATENT_NORMS = ("kv_a_layernorm.weight", "q_a_layernorm.weight")
 _DOWN, _UP, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 
 
@@ -30,11 +29,11 @@ def add_adapters(model: nn.Module, *, rank: int, alpha: int) -> list[str]:
     from peft import LoraConfig, inject_adapter_in_model
 
     there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=[name for name in _PROJECTIONS if name in there])
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=[name for name in PROJECTIONS if name in there])
     model.requires_grad_(False)
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        if name.endswith(_LATENT_NORMS):
+        if name.endswith(tuple(f"{norm}.weight" for norm in LATENT_NORMS.values())):
             parameter.requires_grad_(True)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 

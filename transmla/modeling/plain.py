@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transmla.deepseek.names import ADDED_TO_STREAM, KV_DOWN, KV_UP, LATENT_NORMS, OUTPUT, QUERY, QUERY_DOWN, QUERY_UP
 from transmla.errors import UnsupportedModelError
 from transmla.linalg.latent_norm import LATENT_EPS
 from transmla.modeling.exchange import has_latent_attention
@@ -33,8 +34,6 @@ _NEUTRAL = 0.05
 _SLACK = 0.01
 # Each factor meets several others, so balancing takes some rounds.
 _ROUNDS = 4
-
-_ADDING_TO_STREAM = ("embed_tokens.weight", "o_proj.weight", "o_proj.bias", "down_proj.weight", "experts.down_proj")
 
 
 class FixedScale(nn.Module):
@@ -129,7 +128,7 @@ class PlainFactors:
         return replace(self, scales=scales, norms=tuple(out for out in self.norms if out not in back))
 
     def _unscaled(self, name: str, tensor: Tensor) -> Tensor:
-        if name.endswith(_ADDING_TO_STREAM):
+        if name.endswith(ADDED_TO_STREAM):
             tensor = tensor * self.stream
         module, _, part = name.rpartition(".")
         if (scale := self.scales.get(module)) is None:
@@ -154,7 +153,7 @@ def make_plain(model: Any) -> PlainFactors:
     stream = 2.0 ** round(math.log2(math.sqrt(eps / LATENT_EPS)))
     if stream != 1:
         for name, tensor in model.state_dict().items():
-            if name.endswith(_ADDING_TO_STREAM):
+            if name.endswith(ADDED_TO_STREAM):
                 tensor.div_(stream)
         norms = [module for module in model.modules() if getattr(module, "variance_epsilon", None) == eps]
         # Two norms a layer and the last one are on the stream.
@@ -184,17 +183,17 @@ class _Factors:
 
     def __init__(self, attention: Any) -> None:
         self.attention = attention
-        self.query = "q_proj" if attention.q_lora_rank is None else "q_b_proj"
-        names = [self.query, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+        self.query = QUERY if attention.q_lora_rank is None else QUERY_UP
+        names = [self.query, KV_DOWN, KV_UP, OUTPUT]
         self.projections: dict[str, nn.Linear] = {
-            name: getattr(attention, name) for name in (*names, *(["q_a_proj"] if attention.q_lora_rank else []))
+            name: getattr(attention, name) for name in (*names, *([QUERY_DOWN] if attention.q_lora_rank else []))
         }
         self.scales = {
             name: Scale(linear.weight.new_ones(linear.weight.shape[0]), linear.weight.new_ones(linear.weight.shape[1]))
             for name, linear in self.projections.items()
         }
         # Norms, by the projection that they stand behind, that do something.
-        self.norms = {"kv_a_proj_with_mqa": "kv_a_layernorm", "q_a_proj": "q_a_layernorm"}
+        self.norms = dict(LATENT_NORMS)
 
     def take_out_norms(self, layer: str, *, eps: float, gain: float) -> list[TakenOut]:
         """Replace the norms that are neutralised by constants near 1."""
@@ -229,13 +228,13 @@ class _Factors:
 
     def balance(self) -> None:
         """Make rows as large as the columns, or rows, that they meet."""
-        attention, query, down, up, output = self.attention, self.query, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"
+        attention, query, down, up, output = self.attention, self.query, KV_DOWN, KV_UP, OUTPUT
         rank, nope, value = attention.kv_lora_rank, attention.qk_nope_head_dim, attention.v_head_dim
         rope_rows = slice(rank, None)
         if down not in self.norms:
             self._balance_rows(down, slice(0, rank), up)
-        if "q_a_proj" in self.projections and "q_a_proj" not in self.norms:
-            self._balance_rows("q_a_proj", slice(None), query)
+        if QUERY_DOWN in self.projections and QUERY_DOWN not in self.norms:
+            self._balance_rows(QUERY_DOWN, slice(None), query)
         up_rows = torch.arange(len(self.projections[up].weight)).unflatten(0, (-1, nope + value))
         query_rows = torch.arange(len(self.projections[query].weight)).unflatten(0, (len(up_rows), -1))
         # Non-rotary queries and keys; values and outputs.

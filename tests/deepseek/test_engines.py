@@ -10,9 +10,10 @@ import pytest
 
 from tests.convert.examples import make_request, make_spec
 from transmla.config import EngineName
-from transmla.convert.engines import ENGINES
-from transmla.convert.fold import NORMS
-from transmla.convert.sizes import MLASizes, choose_sizes, engines_for, fit_engine
+from transmla.convert.sizes import choose_sizes
+from transmla.deepseek.engines import ENGINES, engines_for, fit_engine
+from transmla.deepseek.neutral_norm import NORMS
+from transmla.deepseek.sizes import MLASizes
 
 WIDE = make_spec(heads=32, kv_heads=8, head_dim=64, hidden=2048, layers=16)
 

@@ -7,7 +7,7 @@ offered (:mod:`transmla.convert.settle`). One place writes both as a sentence.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transmla.config import flag_name
+from transmla.config.request import flag_name
 from transmla.errors import UsageError
 
 #: Fields of a request and the values that would help; ``None``, ``False``, zero and an empty tuple stand for no flag.
@@ -15,6 +15,8 @@ Change = Mapping[str, Any]
 
 #: Stands for the user's own text.
 TEXT: Change = {"calibration": ("FILE",)}
+#: Stands for a size that suits every model.
+HALF: Change = {"kv_ratio": 0.5}
 
 
 class Refusal(UsageError):

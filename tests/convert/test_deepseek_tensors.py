@@ -12,10 +12,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error
-from transmla.convert.fold import NORMS, fold_layer, residual_scale, unfold_layer
+from transmla.convert.deepseek_tensors import fold_layer, unfold_layer
 from transmla.convert.latent import LatentAttention
 from transmla.convert.layer import complex_layer, compress_queries
-from transmla.convert.sizes import MLASizes
+from transmla.deepseek.neutral_norm import NORMS, residual_scale
+from transmla.deepseek.sizes import MLASizes
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 8
 SLOTS = frequencies(HEAD_DIM)

@@ -12,8 +12,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import transmla
 from transmla.arch.experts import Mixture
 from transmla.arch.spec import AttentionSpec
-from transmla.convert.fold import NeutralNorm
-from transmla.convert.sizes import MLASizes
+from transmla.deepseek.neutral_norm import NeutralNorm
+from transmla.deepseek.sizes import MLASizes
 from transmla.linalg.rotary import rope_frequencies
 
 _ROUTING: dict[str, Any] = {
