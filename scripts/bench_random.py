@@ -36,7 +36,7 @@ from transmla.evaluate.bench_report import paired_speedup
 from transmla.evaluate.contenders import Contender, Turns, enter, take_turns
 from transmla.evaluate.filled_cache import run_filled
 from transmla.evaluate.memory import free_memory
-from transmla.evaluate.models import loaded_versions
+from transmla.versions import loaded_versions
 
 SHAPES: dict[str, dict[str, Any]] = {
     "8B": {

@@ -11,6 +11,16 @@ import pytest
 import torch
 
 from tests.factory import TEXT, tiny_checkpoint
+from tests.support.untrained import (  # noqa: F401
+    deepseek,
+    llama,
+    own_cache,
+    speakers,
+    speaking,
+    text,
+    tokenizer,
+    windows,
+)
 
 
 def pytest_configure() -> None:

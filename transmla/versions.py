@@ -8,6 +8,9 @@ from types import MappingProxyType
 
 from packaging.version import Version
 
+from transmla import __version__
+from transmla.records import Versions
+
 NEWEST_TESTED: Mapping[str, str] = MappingProxyType(
     {
         "transformers": "5.24",
@@ -45,3 +48,12 @@ def untested_notice() -> str | None:
         return None
     each = ", ".join(f"{name} {found} (tested up to {NEWEST_TESTED[name]})" for name, found in newer.items())
     return f"Note: newer than tested with this release of transmla: {each}. `transmla verify` checks a conversion."
+
+
+def loaded_versions() -> Versions:
+    """Return the versions of the libraries that compute."""
+    # Only now: the command line asks this module for its notice before it needs either.
+    import torch
+    import transformers
+
+    return Versions(transmla=__version__, torch=torch.__version__, transformers=transformers.__version__)

@@ -14,7 +14,7 @@ import transformers
 from result import save_result
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from transmla.evaluate.cache import measure_cache
+from transmla.modeling.kv_cache import measure_cache
 
 NUM_NEW_TOKENS = 32
 # Of many lengths, so that no engine's blocks are always full.

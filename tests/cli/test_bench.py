@@ -7,7 +7,7 @@ from rich.console import Console
 
 from transmla.cli.bench import bench_table
 from transmla.evaluate.bench_report import BenchCell, BenchModel, BenchReport
-from transmla.evaluate.report import Versions
+from transmla.records import Versions
 
 FEW = ("--contexts", "24,40", "--num-new-tokens", "4", "--num-rounds", "1", "--device", "cpu", "-q")
 
@@ -40,12 +40,12 @@ REPORT = BenchReport(
             num_parameters=1,
             weight_bytes=4,
         )
-        for form in ("stock", "absorbed")
+        for form in ("expanded", "absorbed")
     ),
     cells=(
-        cell(4096, "stock"),
+        cell(4096, "expanded"),
         cell(4096, "absorbed"),
-        cell(131072, "stock", "out of memory"),
+        cell(131072, "expanded", "out of memory"),
         cell(131072, "absorbed"),
     ),
     num_new_tokens=32,
@@ -69,7 +69,7 @@ def test_json_is_the_report_and_nothing_else(cli, exact_pair):
 
 def test_a_source_alone_is_measured(cli, exact_pair):
     result = cli("bench", exact_pair[0], *FEW, "--json")
-    assert [cell["form"] for cell in json.loads(result.stdout)["cells"]] == ["stock", "stock"]
+    assert [cell["form"] for cell in json.loads(result.stdout)["cells"]] == ["expanded", "expanded"]
 
 
 def test_the_table_names_forms_and_contexts(cli, exact_pair):
@@ -103,7 +103,7 @@ def test_what_did_not_fit_is_left_out_of_the_picture(tmp_path):
     from transmla.evaluate.bench_plot import plot_bench
 
     plot_bench(REPORT, tmp_path / "bench.png")
-    everything_failed = REPORT.model_copy(update={"cells": (cell(4096, "stock", "out of memory"),)})
+    everything_failed = REPORT.model_copy(update={"cells": (cell(4096, "expanded", "out of memory"),)})
     plot_bench(everything_failed, tmp_path / "nothing.png")
     assert {path.name for path in tmp_path.iterdir()} == {"bench.png", "nothing.png"}
 

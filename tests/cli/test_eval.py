@@ -12,8 +12,8 @@ from transmla.cli.eval import evaluate_models
 from transmla.cli.eval_view import report_tables
 from transmla.errors import UsageError
 from transmla.evaluate.eval_report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore
-from transmla.evaluate.report import Versions
 from transmla.evaluate.sheets import short_names
+from transmla.records import Versions
 
 
 def bucket(start, **values):

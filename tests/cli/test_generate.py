@@ -44,7 +44,7 @@ def test_the_measurements_go_to_stderr(cli, exact_pair):
         re.MULTILINE,
     )
     result = cli("generate", exact_pair[1], "A mill stood", *FEW, "--stock")
-    assert "DeepseekV3ForCausalLM (stock): " in result.stderr
+    assert "DeepseekV3ForCausalLM (expanded): " in result.stderr
 
 
 def test_json_has_the_text_and_what_it_took(expected):

@@ -31,8 +31,7 @@ from tests.convert.models import (
 from tests.factory import TEXT, tiny_checkpoint
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import calibration_windows, convert
-from transmla.evaluate.cache import measure_cache
-from transmla.modeling.kv_cache import cache_argument, cache_of
+from transmla.modeling.kv_cache import cache_argument, cache_of, measure_cache
 
 
 @pytest.fixture(scope="class")

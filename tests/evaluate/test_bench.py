@@ -8,14 +8,13 @@ from transmla.errors import CheckpointError, UsageError
 from transmla.evaluate import contenders as contest
 from transmla.evaluate.bench import bench, make_cells, random_prompt
 from transmla.evaluate.bench_report import BenchReport, paired_speedup
-from transmla.evaluate.cache import measure_cache
 from transmla.evaluate.contenders import Turns, enter, take_turns
 from transmla.evaluate.filled_cache import fill_cache, run_filled
 from transmla.evaluate.memory import measure_memory
 from transmla.evaluate.timing import Run, run_prompt
-from transmla.modeling.kv_cache import cache_argument, cache_of
+from transmla.modeling.kv_cache import cache_argument, cache_of, measure_cache
 
-FORMS = [("source", "stock"), ("mla", "stock"), ("mla", "absorbed")]
+FORMS = [("source", "expanded"), ("mla", "expanded"), ("mla", "absorbed")]
 
 
 @pytest.fixture(scope="module")

@@ -49,14 +49,14 @@ def test_greedy_text_is_stock_s(pair, stock):
 def test_both_forms_say_the_same_for_200_tokens(pair):
     source, converted = pair
     stock, absorbed = (ask(converted, max_new_tokens=200, stock=stock) for stock in (True, False))
-    assert (stock.form, absorbed.form) == ("stock", "absorbed")
+    assert (stock.form, absorbed.form) == ("expanded", "absorbed")
     assert stock.num_new_tokens == 200
     assert absorbed.text == stock.text == ask(source, max_new_tokens=200).text
 
 
 def test_a_model_without_latent_attention_is_stock_s(pair):
     report = ask(pair[0], max_new_tokens=2)
-    assert (report.form, report.architecture) == ("stock", "LlamaForCausalLM")
+    assert (report.form, report.architecture) == ("expanded", "LlamaForCausalLM")
     assert (report.kv_numbers_per_token_layer, report.kv_bytes_per_token) == (64, 64 * 2 * 4)
     assert GenerationReport.model_validate_json(report.model_dump_json()) == report
 

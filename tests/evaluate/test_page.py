@@ -26,8 +26,8 @@ from transmla.evaluate.eval_report import (
     TextScore,
 )
 from transmla.evaluate.page import write_page
-from transmla.evaluate.report import Versions
 from transmla.evaluate.sheets import report_sheets
+from transmla.records import Versions
 
 NAMES = ("org/source", "/models/<closed> & form", "/models/healed")
 

@@ -189,7 +189,7 @@ def test_speed_is_measured_by_bench(folders):
     assert [(cell.model, cell.form, cell.context) for cell in bench.cells] == [
         (str(folders / name), form, context)
         for context in (64, 128)
-        for name, form in (("source", "stock"), ("converted", "stock"), ("converted", "absorbed"))
+        for name, form in (("source", "expanded"), ("converted", "expanded"), ("converted", "absorbed"))
     ]
     speed = list(report_sheets(report))[-1]
     assert [row[0] for row in speed.rows[:3]] == ["source", "converted", "converted, absorbed"]

@@ -8,7 +8,7 @@ import torch
 from transmla.errors import CheckpointError
 from transmla.evaluate.passages import Passages
 from transmla.evaluate.scores import Reference, score_tokens
-from transmla.modeling.head import model_head
+from transmla.modeling.lm_head import model_head
 
 
 def passages(windows, first=1):

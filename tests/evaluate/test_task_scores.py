@@ -6,10 +6,10 @@ import pytest
 
 from transmla.errors import DataError
 from transmla.evaluate.eval_report import EvalReport, ModelReport, TaskReport, TaskScore
-from transmla.evaluate.report import Versions
 from transmla.evaluate.sheets import report_sheets
 from transmla.evaluate.task_scores import Outcome, replicate, score_outcomes, task_score
 from transmla.evaluate.tasks import check_tasks
+from transmla.records import Versions
 
 
 def test_the_bootstrap_of_a_mean_is_the_error_of_a_mean():

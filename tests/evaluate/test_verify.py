@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from tests.factory import tiny_checkpoint
 from transmla.evaluate.source_logits import compare_logits
-from transmla.modeling import attention
+from transmla.modeling import absorbed_attention as attention
 
 CHECKS = ["config", "files", "shapes", "values", "checksums", "tokenizer", "decoding"]
 

@@ -12,7 +12,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Atten
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 from tests.factory import random_model
-from transmla.modeling import attention
+from transmla.modeling import absorbed_attention as attention
 from transmla.modeling.kv_cache import cache_argument
 
 VOCAB_SIZE = 101

@@ -10,7 +10,8 @@ from transformers import StaticCache
 
 from tests.modeling.models import latent_model, some_ids, watched
 from transmla.linalg import latent_attention as checked
-from transmla.modeling import absorb, attention
+from transmla.modeling import absorb
+from transmla.modeling import absorbed_attention as attention
 from transmla.modeling.kv_cache import cache_argument
 
 

@@ -21,10 +21,11 @@ from transmla.device import choose_device
 from transmla.errors import UsageError
 from transmla.evaluate.bench_report import BenchCell, BenchModel, BenchReport, paired_speedup
 from transmla.evaluate.contenders import Contender, Turns, enter, take_turns
-from transmla.evaluate.models import check_comparable, find_models, loaded_versions
 from transmla.evaluate.timing import run_prompt
+from transmla.modeling.compare import check_comparable, find_models
 from transmla.modeling.load import load_model, read_config
 from transmla.progress import Progress, Silent
+from transmla.versions import loaded_versions
 
 
 def bench(request: BenchRequest, *, progress: Progress | None = None) -> BenchReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from transmla.evaluate.report import Form, Record, Versions
+from transmla.records import Form, Record, Versions
 
 
 class BenchModel(Record):

@@ -13,10 +13,10 @@ from typing import Protocol, runtime_checkable
 from transformers import PreTrainedModel
 
 from transmla.evaluate.memory import is_out_of_memory, memory_limit, release_memory
-from transmla.evaluate.models import take_form
-from transmla.evaluate.report import Form
 from transmla.evaluate.timing import Run
 from transmla.modeling import has_latent_attention
+from transmla.modeling.absorption import set_form
+from transmla.records import Form
 
 
 @runtime_checkable
@@ -39,7 +39,7 @@ class Contender:
 
     def step_up(self) -> PreTrainedModel:
         """Return the model, in this form."""
-        return take_form(self.model, self.form)
+        return set_form(self.model, self.form)
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Turns:
 
 def enter(name: str, model: PreTrainedModel) -> list[Contender]:
     """Enter a model in stock's form and, where it has latent attention, in the absorbed one."""
-    forms: tuple[Form, ...] = ("stock", "absorbed") if has_latent_attention(model) else ("stock",)
+    forms: tuple[Form, ...] = ("expanded", "absorbed") if has_latent_attention(model) else ("expanded",)
     storages = (tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers()))
     # Shared ones once; the absorbed form adds none.
     weight_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

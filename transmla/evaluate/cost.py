@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transmla.evaluate.cache import computed_cache_numbers, measure_cache
 from transmla.evaluate.eval_report import ModelReport
 from transmla.evaluate.results import Results
 from transmla.evaluate.subjects import Subject
+from transmla.modeling.kv_cache import computed_cache_numbers, measure_cache
 from transmla.progress import Progress
 
 

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from transmla.evaluate.report import Record
 from transmla.modeling import expand, has_latent_attention
-from transmla.modeling.exchange import absorb
+from transmla.modeling.absorption import absorb
 from transmla.modeling.kv_cache import cache_argument
+from transmla.records import Record
 
 LAYERS = 2
 """Layers that are loaded: enough for a cache to matter, few enough for a model of any depth."""

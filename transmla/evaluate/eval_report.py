@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from transmla.evaluate.bench_report import BenchReport
-from transmla.evaluate.report import Record, Versions
+from transmla.records import Record, Versions
 
 Kind = Literal["needle", "copy"]
 """What a model looks back for."""

@@ -8,40 +8,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from transmla.evaluate.memory import measure_memory
 from transmla.evaluate.timing import Run, cache_nbytes, decode
-from transmla.modeling.kv_cache import cache_of
-
-
-class RoomyLayer(DynamicLayer):
-    """A cache layer with room for the tokens to come.
-
-    Stock's layer makes a new tensor and copies all it holds at every step, which takes twice the memory traffic of the
-    attention itself. Serving engines write new tokens into place, and so does this.
-    """
-
-    def __init__(self, room: tuple[Tensor, Tensor], num_tokens: int) -> None:
-        super().__init__()
-        self.lazy_initialization(*room)
-        self._room = room
-        self._show(num_tokens)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write new tokens behind those that are there and return all."""
-        start = self.get_seq_length()
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, start : start + new.shape[-2]] = new
-        self._show(start + key_states.shape[-2])
-        return self.keys, self.values
-
-    def _show(self, num_tokens: int) -> None:
-        self.keys, self.values = (room[:, :, :num_tokens] for room in self._room)
+from transmla.modeling.kv_cache import PreallocatedLayer, cache_of
 
 
 def fill_cache(model: PreTrainedModel, *, num_tokens: int, batch_size: int, num_new_tokens: int, roomy: bool) -> Cache:
@@ -55,7 +27,7 @@ def fill_cache(model: PreTrainedModel, *, num_tokens: int, batch_size: int, num_
             for tensor in (pattern.keys, pattern.values)
         )
         if roomy:
-            layers.append(RoomyLayer((keys, values), num_tokens))
+            layers.append(PreallocatedLayer((keys, values), num_tokens))
             continue
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)

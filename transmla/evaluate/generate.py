@@ -20,14 +20,15 @@ from transmla.data.text import load_tokenizer
 from transmla.data.tokens import check_known, encode_text
 from transmla.device import choose_device
 from transmla.errors import UsageError
-from transmla.evaluate.cache import use_of_cache
 from transmla.evaluate.generation_config import IDLE, SAMPLING, Heard, Settings, read_settings
-from transmla.evaluate.models import loaded_versions, take_form
-from transmla.evaluate.report import Form, GenerationReport
+from transmla.evaluate.report import GenerationReport
 from transmla.evaluate.streaming import PieceStreamer
 from transmla.modeling import has_latent_attention
-from transmla.modeling.kv_cache import cache_of
+from transmla.modeling.absorption import set_form
+from transmla.modeling.kv_cache import cache_of, use_of_cache
 from transmla.modeling.load import load_model, read_config
+from transmla.records import Form
+from transmla.versions import loaded_versions
 
 
 def generate(
@@ -61,8 +62,8 @@ def generate(
         tell(note)
 
     model = load_model(found, dtype=request.dtype, device=device)
-    form: Form = "absorbed" if has_latent_attention(model) and not request.stock else "stock"
-    take_form(model, form)
+    form: Form = "absorbed" if has_latent_attention(model) and not request.stock else "expanded"
+    set_form(model, form)
     model.generation_config = decoding
     pieces: list[str] = []
 

@@ -19,13 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from transmla.data.tokens import check_known
 from transmla.errors import DataError, listed
 from transmla.evaluate.generation_config import read_settings
-from transmla.evaluate.report import Record
 from transmla.evaluate.subjects import Subject
 from transmla.evaluate.task_files import TASK_FILES
 from transmla.evaluate.task_outcomes import all_outcomes, guard
 from transmla.evaluate.task_scores import Outcome
 from transmla.evaluate.task_source import failures, open_task
 from transmla.progress import Progress, Silent
+from transmla.records import Record
 
 
 class Answers(Record):

@@ -19,12 +19,11 @@ from transformers import PreTrainedModel
 
 from transmla.errors import UsageError
 from transmla.evaluate.eval_report import LayerScore, LayersReport
-from transmla.evaluate.models import take_form
 from transmla.evaluate.passages import Passages
 from transmla.evaluate.results import Arrays, Results
 from transmla.evaluate.scores import score_tokens
 from transmla.evaluate.subjects import Subject
-from transmla.modeling.exchange import has_latent_attention
+from transmla.modeling.absorption import has_latent_attention, set_form
 from transmla.progress import Progress
 
 
@@ -99,7 +98,7 @@ def measure_layers(
     rotary = converted.get_decoder().rotary_emb
     # Norms cannot tell a residual stream of another scale, if their eps is scaled as well.
     scale = (converted.config.rms_norm_eps / source.config.rms_norm_eps) ** 0.5
-    take_form(converted, "stock")
+    set_form(converted, "expanded")
     try:
         errors, losses = [], []
         with progress.task(f"Layers of {converted.name_or_path}", len(pairs) + 1) as advance:
@@ -111,7 +110,7 @@ def measure_layers(
                 errors.append(error.relative)
                 advance(1)
     finally:
-        take_form(converted, "absorbed")
+        set_form(converted, "absorbed")
     return {"error": numpy.array(errors), "nll": numpy.array(losses), "source_nll": numpy.array(source_nll)}
 
 

@@ -1,27 +1,10 @@
-"""What all reports have in common, and what a model said to one prompt."""
+"""What a model said to one prompt, and what that took."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-Form = Literal["stock", "absorbed"]
-"""How attention runs: as stock transformers has it, or on the cached latent itself."""
-
-
-class Record(BaseModel):
-    """Frozen, and nothing in it that nobody declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Versions(Record):
-    """The libraries that computed the numbers."""
-
-    transmla: str
-    torch: str
-    transformers: str
+from transmla.records import Form, Record, Versions
 
 
 class GenerationReport(Record):

@@ -25,7 +25,7 @@ from transmla.checkpoint.gguf import cache_folder
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import file_stamp, model_files
 from transmla.errors import OutputError
-from transmla.evaluate.models import loaded_versions
+from transmla.versions import loaded_versions
 
 MAX_STATES = 2 * 10**9
 """Bytes of hidden states of one source on one text that are kept after a run."""

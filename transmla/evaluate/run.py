@@ -28,14 +28,15 @@ from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.greedy import GreedyPart
 from transmla.evaluate.haystack import ContextPart
 from transmla.evaluate.layers import LayersPart
-from transmla.evaluate.models import check_comparable, find_models, loaded_versions, told_of_vocabularies
 from transmla.evaluate.passages import Passages, read_passages
 from transmla.evaluate.results import Results, open_results
 from transmla.evaluate.subjects import Subject
 from transmla.evaluate.tasks import TasksPart, check_tasks
 from transmla.evaluate.text import TextPart
+from transmla.modeling.compare import check_comparable, find_models, told_of_vocabularies
 from transmla.modeling.load import read_config
 from transmla.progress import Progress, Silent, say_nothing
+from transmla.versions import loaded_versions
 
 PROMPT_TOKENS = 64
 """Tokens of the windows behind which the source writes."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transmla.data.vocabulary import SharedTokens
 from transmla.errors import CheckpointError
 from transmla.evaluate.passages import Passages
-from transmla.modeling.head import model_head
+from transmla.modeling.lm_head import model_head
 
 CHUNK_NUMBERS = 2**24
 """Logits that may exist at once for one model: 64 MB in float32."""

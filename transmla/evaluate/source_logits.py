@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from transmla.data.vocabulary import SharedTokens
-from transmla.evaluate.report import Record
 from transmla.modeling.routing import Routing, recorded_routing
+from transmla.records import Record
 
 
 class RoutingReport(Record):

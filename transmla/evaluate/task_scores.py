@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 
 from transmla.evaluate.eval_report import TaskScore
-from transmla.evaluate.report import Record
+from transmla.records import Record
 
 NUM_REPLICATES = 500
 NUM_TEXT_REPLICATES = 100

@@ -17,7 +17,7 @@ from transmla.evaluate.passages import Passages
 from transmla.evaluate.results import Arrays, Results, StateFile
 from transmla.evaluate.scores import Reference, score_tokens
 from transmla.evaluate.subjects import Subject
-from transmla.modeling.head import model_head
+from transmla.modeling.lm_head import model_head
 from transmla.modeling.load import read_config
 from transmla.progress import Progress
 

@@ -15,9 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from transmla.evaluate.cache import cached_tensors
 from transmla.evaluate.memory import measure_memory
-from transmla.modeling.kv_cache import cache_argument, cache_of
+from transmla.modeling.kv_cache import cache_argument, cache_of, cached_tensors
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from transmla.device import choose_device
 from transmla.errors import TransMLAError, UnsupportedModelError, UsageError
 from transmla.evaluate.decoding import LAYERS, DecodingReport, check_decoding
 from transmla.evaluate.haystack import needle_trial
-from transmla.evaluate.models import check_comparable
-from transmla.evaluate.report import Record
 from transmla.evaluate.source_logits import LogitsReport, compare_with_source, speak
+from transmla.modeling.compare import check_comparable
 from transmla.modeling.load import is_quantizable, load_model, read_config
 from transmla.progress import Progress, Silent
+from transmla.records import Record
 
 _SENTENCE = "The old captain walked past an empty house before dinner, and remembered the grey river in the morning. "
 TOKENS, TEXTS = 256, 4

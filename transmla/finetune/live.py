@@ -19,7 +19,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNo
 
 from transmla.linalg.latent_norm import anchored, norm_and_readout, unit_size
 from transmla.linalg.near_constant import near_constant
-from transmla.modeling.plain import FixedScale, PlainFactors
+from transmla.modeling.reparametrize import ConstantScale, Reparametrization
 
 NUM_WINDOWS = 32
 """Windows that are enough: what they cannot tell, training will."""
@@ -29,11 +29,11 @@ _EMPTY = 1e-10
 
 
 @torch.no_grad()
-def make_live(model: Any, plain: PlainFactors, batches: Iterable[dict[str, Tensor]]) -> PlainFactors:
+def make_live(model: Any, plain: Reparametrization, batches: Iterable[dict[str, Tensor]]) -> Reparametrization:
     """Give the layers of a plain model, in place, a norm that is a real one.
 
     Args:
-        model: from :func:`transmla.modeling.plain.make_plain`.
+        model: from :func:`transmla.modeling.reparametrize.reparametrize`.
         plain: what that returned.
         batches: windows to fit on; they are gone through three times.
 
@@ -43,7 +43,7 @@ def make_live(model: Any, plain: PlainFactors, batches: Iterable[dict[str, Tenso
     layers = {
         f"{name}.self_attn": layer.self_attn
         for name, layer in model.named_modules()
-        if isinstance(getattr(getattr(layer, "self_attn", None), "kv_a_layernorm", None), FixedScale)
+        if isinstance(getattr(getattr(layer, "self_attn", None), "kv_a_layernorm", None), ConstantScale)
     }
     moments = {name: _Moment(layer) for name, layer in layers.items()}
     _show(model, layers, batches, moments)

@@ -23,7 +23,7 @@ from transmla.config import Train
 from transmla.finetune.loss import CHUNK_NUMBERS, CPU_CHUNK_NUMBERS
 from transmla.finetune.report import Memory
 from transmla.finetune.trained import choose_trained, take_types
-from transmla.modeling.exchange import absorb, has_latent_attention
+from transmla.modeling.absorption import absorb, has_latent_attention
 
 _FULL, _HALF = 4, 2
 # Of student and teacher: logits, logarithms of probabilities, and a gradient.

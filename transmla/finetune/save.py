@@ -26,7 +26,7 @@ from transmla.checkpoint.safe_paths import read_json
 from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.writer import CheckpointWriter
-from transmla.modeling.plain import PlainFactors
+from transmla.modeling.reparametrize import Reparametrization
 
 TRAINING_FOLDER = "training"
 _TRAINED_FILE = "trained.safetensors"
@@ -35,7 +35,9 @@ _TRAINED_FILE = "trained.safetensors"
 class NativeWriter:
     """Writes the trained model as a checkpoint of the kind that it came from."""
 
-    def __init__(self, converted: Source, model: PreTrainedModel, plain: PlainFactors, *, max_shard_size: str) -> None:
+    def __init__(
+        self, converted: Source, model: PreTrainedModel, plain: Reparametrization, *, max_shard_size: str
+    ) -> None:
         """Read the headers.
 
         Args:

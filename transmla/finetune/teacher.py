@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from transmla.data.vocabulary import SharedTokens
-from transmla.modeling.head import model_head
+from transmla.modeling.lm_head import model_head
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from transmla.finetune.teaching import LiveTeaching, NoTeaching, WrittenTeaching
 from transmla.finetune.trained import choose_trained, take_types
 from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Teaching
 from transmla.modeling.load import load_model
-from transmla.modeling.plain import make_plain
+from transmla.modeling.reparametrize import reparametrize
 from transmla.progress import Progress
 
 _CE_WEIGHT = 0.1
@@ -56,7 +56,7 @@ class Training:
         with _whole_models(arguments):
             model = load_model(prepared.converted, dtype=dtype, device=torch.device("cpu"))
         self.num_parameters = model.num_parameters()
-        plain = make_plain(model)
+        plain = reparametrize(model)
         if request.latent_norm == "live":
             plain = make_live(model.to(arguments.device), plain, self._some_batches())
         self.writer = NativeWriter(prepared.converted, model, plain, max_shard_size=request.max_shard_size)

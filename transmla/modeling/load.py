@@ -14,7 +14,7 @@ from transformers.utils import logging
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.checkpoint.source import Source
 from transmla.errors import CheckpointError, UnsupportedModelError, UsageError
-from transmla.modeling.exchange import absorb, has_latent_attention
+from transmla.modeling.absorption import absorb, has_latent_attention
 
 
 def read_config(model: Source, *, computed: bool = True) -> PreTrainedConfig:

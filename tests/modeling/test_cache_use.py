@@ -5,9 +5,8 @@ import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
 
 from transmla.errors import UnsupportedModelError
-from transmla.evaluate.cache import CacheUse, measure_cache, use_of_cache
 from transmla.evaluate.timing import cache_nbytes
-from transmla.modeling.kv_cache import cache_argument
+from transmla.modeling.kv_cache import CacheUse, cache_argument, measure_cache, use_of_cache
 
 
 def test_llama_caches_keys_and_values(llama):

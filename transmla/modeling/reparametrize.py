@@ -3,13 +3,14 @@
 A converted checkpoint is written for engines. Its latent rows are about 1e-6, so that a norm does nothing to them
 (ENGINES.md, facts 1 and 2); undone, they are ten, and the up-projections behind them a thousandth, because tokens were
 made white. An optimiser whose steps are as large everywhere would destroy the small ones. But a diagonal matrix between
-two factors is free: U c = (U D) (D⁻¹ c). So :func:`make_plain` puts a constant where each neutralised norm stood, and
-chooses these matrices such that rows and the columns that meet them are equally large: latents and up-projections,
+two factors is free: U c = (U D) (D⁻¹ c). So :func:`reparametrize` puts a constant where each neutralised norm stood,
+and chooses these matrices such that rows and the columns that meet them are equally large: latents and up-projections,
 queries and keys, values and outputs. The residual stream of the quantizable profile, a thousand times the portable
 one's, shrinks too.
 
-All of it goes by powers of two, so that :meth:`PlainFactors.native` gives back the very bits that came in, as long as
-nothing was trained. A norm that does something (``--latent-norm live``, DeepSeek's own models) stays, and is trained.
+All of it goes by powers of two, so that :meth:`Reparametrization.native` gives back the very bits that came in, as long
+as nothing was trained. A norm that does something (``--latent-norm live``, DeepSeek's own models) stays, and is
+trained.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from transmla.deepseek.names import ADDED_TO_STREAM, KV_DOWN, KV_UP, LATENT_NORMS, OUTPUT, QUERY, QUERY_DOWN, QUERY_UP
 from transmla.errors import UnsupportedModelError
 from transmla.linalg.latent_norm import LATENT_EPS
-from transmla.modeling.exchange import has_latent_attention
+from transmla.modeling.absorption import has_latent_attention
 
 # A neutralised norm keeps a latent's mean square far below eps, one that divides has it far above.
 _NEUTRAL = 0.05
@@ -36,7 +37,7 @@ _SLACK = 0.01
 _ROUNDS = 4
 
 
-class FixedScale(nn.Module):
+class ConstantScale(nn.Module):
     """Stands where a neutralised norm stood."""
 
     def __init__(self, scale: float) -> None:
@@ -57,7 +58,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class TakenOut:
+class RemovedNorm:
     """A norm that has been taken out.
 
     Attributes:
@@ -78,7 +79,7 @@ class TakenOut:
 
 
 @dataclass(frozen=True)
-class PlainFactors:
+class Reparametrization:
     """How the weights of a model have been changed, which is also how to change them back.
 
     Attributes:
@@ -89,7 +90,7 @@ class PlainFactors:
 
     stream: float
     scales: Mapping[str, Scale]
-    norms: tuple[TakenOut, ...]
+    norms: tuple[RemovedNorm, ...]
 
     def native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the native tensors, in float32, of plain ones: the same names, and the norms that belong to them.
@@ -115,7 +116,7 @@ class PlainFactors:
             native[f"{out.norm}.weight"] = native[weight].new_full((out.rank,), out.weight * larger)
         return native
 
-    def without_norms(self, names: Collection[str]) -> PlainFactors:
+    def without_norms(self, names: Collection[str]) -> Reparametrization:
         """Return the same for a model in which these norms are back, before rows and columns that are native."""
         back = [out for out in self.norms if out.norm in names]
         scales = dict(self.scales)
@@ -138,7 +139,7 @@ class PlainFactors:
 
 
 @torch.no_grad()
-def make_plain(model: Any) -> PlainFactors:
+def reparametrize(model: Any) -> Reparametrization:
     """Change a loaded DeepSeek-V3 model in place, so that it can be trained; say how to change it back.
 
     The function that it computes is the same as an engine's, up to the error of the neutralised norms; in the
@@ -148,7 +149,7 @@ def make_plain(model: Any) -> PlainFactors:
         UnsupportedModelError: norms that are not where they are expected.
     """
     if not has_latent_attention(model):
-        return PlainFactors(1.0, {}, ())
+        return Reparametrization(1.0, {}, ())
     eps = model.config.rms_norm_eps
     stream = 2.0 ** round(math.log2(math.sqrt(eps / LATENT_EPS)))
     if stream != 1:
@@ -165,7 +166,7 @@ def make_plain(model: Any) -> PlainFactors:
         for norm in norms:
             norm.variance_epsilon = eps / stream**2
     scales: dict[str, Scale] = {}
-    taken: list[TakenOut] = []
+    taken: list[RemovedNorm] = []
     layer: Any
     for name, layer in model.named_modules():
         attention = getattr(layer, "self_attn", None)
@@ -175,7 +176,7 @@ def make_plain(model: Any) -> PlainFactors:
             for _ in range(_ROUNDS):
                 factors.balance()
             scales |= {f"{name}.self_attn.{projection}": scale for projection, scale in factors.scales.items()}
-    return PlainFactors(stream, scales, tuple(taken))
+    return Reparametrization(stream, scales, tuple(taken))
 
 
 class _Factors:
@@ -195,7 +196,7 @@ class _Factors:
         # Norms, by the projection that they stand behind, that do something.
         self.norms = dict(LATENT_NORMS)
 
-    def take_out_norms(self, layer: str, *, eps: float, gain: float) -> list[TakenOut]:
+    def take_out_norms(self, layer: str, *, eps: float, gain: float) -> list[RemovedNorm]:
         """Replace the norms that are neutralised by constants near 1."""
         taken = []
         for projection, norm in list(self.norms.items()):
@@ -209,7 +210,7 @@ class _Factors:
             size = _size(linear.weight, linear.bias, rank, gain)
             path = f"{layer}.self_attn"
             taken.append(
-                TakenOut(
+                RemovedNorm(
                     norm=f"{path}.{norm}",
                     projection=f"{path}.{projection}",
                     input_norm=f"{layer}.input_layernorm",
@@ -221,7 +222,7 @@ class _Factors:
             )
             scale = weight[0].item() / math.sqrt(eps)
             power = 2.0 ** round(math.log2(scale))
-            self.attention.set_submodule(norm, FixedScale(scale / power))
+            self.attention.set_submodule(norm, ConstantScale(scale / power))
             self._multiply_rows(projection, slice(0, rank), weight.new_full((rank,), power))
             del self.norms[projection]
         return taken

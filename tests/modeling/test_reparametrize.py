@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from tests.factory import tiny_checkpoint
 from tests.modeling.models import SIZES
 from transmla.arch.skeleton import empty_matrices_are_fine
-from transmla.modeling.plain import FixedScale, make_plain
+from transmla.modeling.reparametrize import ConstantScale, reparametrize
 
 SIZED = ("--kv-lora-rank", "24", "--qk-rope-head-dim", "8", "--num-windows", "8", "--window", "32")
 # What is converted, with which flags, and whether its latent norm is one that does nothing.
@@ -65,14 +65,14 @@ def change(state, name, factor):
 def test_the_function_stays(checkpoint, name):
     model = load(checkpoint(name))
     before = logits(model)
-    make_plain(model)
+    reparametrize(model)
     # Found: 3e-6 at most.
     assert (logits(model) - before).abs().max() < 2e-5 * before.std()
 
 
 def test_the_quantizable_profile_is_computed_too(checkpoint):
     plain = load(checkpoint("quantizable"))
-    make_plain(plain)
+    reparametrize(plain)
     wanted = logits(load(checkpoint("portable")))
     # Its norm is neutral to 1e-4 for an average token only. Found: 5e-4.
     assert (logits(plain) - wanted).abs().max() < 5e-3 * wanted.std()
@@ -82,7 +82,7 @@ def test_the_quantizable_profile_is_computed_too(checkpoint):
 def test_untrained_weights_come_back_bit_for_bit(checkpoint, name):
     model = load(checkpoint(name))
     stored = {key: value.clone() for key, value in model.state_dict().items()}
-    plain = make_plain(model)
+    plain = reparametrize(model)
     state = model.state_dict()
     assert any(not torch.equal(state[key], stored[key]) for key in state)
     native = plain.native(state)
@@ -93,10 +93,10 @@ def test_untrained_weights_come_back_bit_for_bit(checkpoint, name):
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_latents_are_of_ordinary_size(checkpoint, name):
     model = load(checkpoint(name))
-    make_plain(model)
+    reparametrize(model)
     for layer in model.model.layers:
         attention = layer.self_attn
-        assert isinstance(attention.kv_a_layernorm, FixedScale) == CHECKPOINTS[name][2]
+        assert isinstance(attention.kv_a_layernorm, ConstantScale) == CHECKPOINTS[name][2]
         if CHECKPOINTS[name][2]:
             assert 0.5**0.5 <= attention.kv_a_layernorm.scale <= 2**0.5
         rows = attention.kv_a_proj_with_mqa.weight[: model.config.kv_lora_rank]
@@ -106,7 +106,7 @@ def test_latents_are_of_ordinary_size(checkpoint, name):
 def test_a_stream_of_the_quantizable_profile_is_of_ordinary_size(checkpoint):
     model = load(checkpoint("quantizable"))
     assert model.model.embed_tokens.weight.std() > 30
-    make_plain(model)
+    reparametrize(model)
     assert model.model.embed_tokens.weight.std() < 3
 
 
@@ -116,7 +116,7 @@ def test_grown_projections_get_a_norm_that_is_as_neutral(checkpoint, name, facto
     """What is behind them is as much smaller, so the function is the same, and an engine must compute it."""
     model = load(checkpoint(name))
     wanted = logits(model)
-    plain = make_plain(model)
+    plain = reparametrize(model)
     state = dict(model.state_dict())
     assert len(plain.norms) == (4 if name != "portable" else 2)
     for norm in plain.norms:
@@ -134,12 +134,12 @@ def test_grown_projections_get_a_norm_that_is_as_neutral(checkpoint, name, facto
 
 def test_a_longer_norm_of_the_input_counts_as_growth(checkpoint):
     folder = checkpoint("portable")
-    plain = make_plain(load(folder))
+    plain = reparametrize(load(folder))
     stored = load_file(folder / "model.safetensors")
     name = "model.layers.0.self_attn.kv_a_layernorm.weight"
     weight = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
     model = load(folder)
-    make_plain(model)
+    reparametrize(model)
     state = {key: value for key, value in model.state_dict().items() if key.startswith("model.layers.0.")}
     longer = plain.native(change(state, "input_layernorm.weight", 3.0))
     assert (longer[name] == 4 * stored[name]).all()
@@ -149,7 +149,7 @@ def test_a_longer_norm_of_the_input_counts_as_growth(checkpoint):
 
 def test_only_what_is_given_comes_back(checkpoint):
     model = load(checkpoint("portable"))
-    plain = make_plain(model)
+    plain = reparametrize(model)
     state = {key: value for key, value in model.state_dict().items() if "q_proj" in key}
     assert plain.native(state).keys() == state.keys()
 
@@ -160,7 +160,7 @@ def test_a_model_of_deepseeks_own_keeps_its_norms():
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**SIZES)).eval()
     before = logits(model)
     stored = {key: value.clone() for key, value in model.state_dict().items()}
-    plain = make_plain(model)
+    plain = reparametrize(model)
     assert plain.norms == ()
     assert (logits(model) - before).abs().max() < 1e-5 * before.std()
     native = plain.native(model.state_dict())
@@ -171,7 +171,7 @@ def test_a_model_of_deepseeks_own_keeps_its_norms():
 def test_factors_that_meet_are_of_like_size(checkpoint, name):
     """Where a diagonal matrix can make them so."""
     model = load(checkpoint(name))
-    make_plain(model)
+    reparametrize(model)
     config = model.config
     for layer in model.model.layers:
         attention = layer.self_attn
@@ -184,7 +184,7 @@ def test_factors_that_meet_are_of_like_size(checkpoint, name):
             (up[:, :nope], 2, query[:, :nope], 2),
             (up[:, nope:], 2, output, 0),
         ]
-        if isinstance(attention.kv_a_layernorm, FixedScale):
+        if isinstance(attention.kv_a_layernorm, ConstantScale):
             pairs.append((attention.kv_a_proj_with_mqa.weight[: config.kv_lora_rank], 1, attention.kv_b_proj.weight, 0))
         for left, left_axis, right, right_axis in pairs:
             left, right = left.square().mean(left_axis).sqrt(), right.square().mean(right_axis).sqrt()

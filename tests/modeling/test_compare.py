@@ -2,7 +2,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from transmla.checkpoint.source import open_source
-from transmla.modeling.attention import AbsorbedDeepseekV3Attention
+from transmla.modeling.absorbed_attention import AbsorbedDeepseekV3Attention
 from transmla.modeling.load import load_model
 
 

@@ -14,7 +14,8 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Atten
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 from transmla.errors import UnsupportedModelError
-from transmla.modeling.attention import AbsorbedDeepseekV2Attention, AbsorbedDeepseekV3Attention
+from transmla.modeling.absorbed_attention import AbsorbedDeepseekV2Attention, AbsorbedDeepseekV3Attention
+from transmla.records import Form
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -58,6 +59,11 @@ def expand(model: Model) -> Model:
         if _is_absorbed(module):
             _change_class(module, _expanded_class(type(module)))
     return model
+
+
+def set_form(model: Model, form: Form) -> Model:
+    """Switch a model, in place, to one of the forms that it has; return it."""
+    return absorb(model) if form == "absorbed" else expand(model)
 
 
 def has_latent_attention(model: nn.Module) -> bool:

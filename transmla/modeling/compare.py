@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
-import transformers
-from transformers import PreTrainedModel
-
-from transmla import __version__
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import ComparisonRequest
 from transmla.data.text import load_tokenizer
 from transmla.data.vocabulary import SharedTokens, share_tokens
 from transmla.errors import CheckpointError, UsageError
-from transmla.evaluate.report import Form, Versions
-from transmla.modeling import absorb, expand
 from transmla.modeling.load import read_config
 
 
@@ -78,13 +71,3 @@ def _shared(source: Source, model: Source, num_here: int, num_there: int) -> Sha
 def _has_tokenizer(model: Source) -> bool:
     """Return whether a tokenizer lies beside the weights; without one, a model reads what the source's gives."""
     return any(model.folder.glob("tokenizer*")) or any(model.folder.glob("*vocab*"))
-
-
-def take_form(model: PreTrainedModel, form: Form) -> PreTrainedModel:
-    """Switch a model, in place, to one of the forms that it has; return it."""
-    return absorb(model) if form == "absorbed" else expand(model)
-
-
-def loaded_versions() -> Versions:
-    """Return the versions of the libraries that compute."""
-    return Versions(transmla=__version__, torch=torch.__version__, transformers=transformers.__version__)
