@@ -5,7 +5,9 @@ Two things of some sources are in the way, and both are met by one regression on
 
 - *QK-norm* (Qwen3): y = γ ⊙ W x / rms(W x), head by head;
 - *biases* (Qwen2), where they are not kept: y = W x + b. Trained models have directions that all tokens share, so some
-  functional u·x is nearly 1, and the regression is W + b uᵀ with the best such u (ALGORITHM.md §6).
+  functional u·x is nearly 1, and the regression is W + b uᵀ with the best such u.
+
+See docs/concepts/algorithm.md, "Biases and norms".
 
 It starts from the crude answer, one factor for each number of y, and adds what the text supports. A token counts by
 what an error in its query, key or value would cost at the layer's output: the logit metric.

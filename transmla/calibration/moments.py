@@ -1,11 +1,13 @@
-"""Stage 0: what the layer's inputs, tokens, distances and heads look like, as second moments.
+"""What the layer's inputs, tokens, distances and heads look like, as second moments.
+
+See docs/concepts/algorithm.md, "Moments".
 
 Only sums survive a batch: memory does not grow with the calibration text. Products run in float32, sums over batches in
 float64.
 
 What attention *should* do is the source's affair, on the source's own inputs; what the converted layer will read is
 what the converted layers below it put out. So a batch comes with both, and the moments of keys and values are those of
-the converted inputs (ALGORITHM.md, stage 5).
+the converted inputs (docs/concepts/algorithm.md, "Error feedback").
 """
 
 from dataclasses import dataclass
@@ -86,7 +88,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Second moments of one layer, in float64 (ALGORITHM.md, stage 0).
+    """Second moments of one layer, in float64 (docs/concepts/algorithm.md, "Moments").
 
     Attributes:
         uniform: E[x xᵀ] over all tokens: how queries are distributed.

@@ -1,4 +1,6 @@
-"""Stage 6: a few hundred steps of Adam on all factors of one layer, with nothing but that layer in memory.
+"""A few hundred steps of Adam on all factors of one layer, with nothing but that layer in memory.
+
+See docs/concepts/algorithm.md, "Healing".
 
 The factors are trained in their plain scale; the tiny rows that neutralise the latent norm are written afterwards.
 Each factor's steps are in proportion to its own size, so that one learning rate suits all of them, and all layers.

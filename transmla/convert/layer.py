@@ -2,9 +2,10 @@
 
 Three methods share the same steps, split the rotation, take the joint latent of what remains, put the heads together:
 
-- ``complex``: stages 1 to 4 of ALGORITHM.md;
-- ``rorope``: the published TransMLA method, the baseline;
-- ``exact``: no approximation at all, at the source's cache size.
+- ``complex``: docs/concepts/algorithm.md, "Slots and latent from eigenvectors", then docs/concepts/algorithm.md,
+  "Variable projection";
+- ``rorope``: the published TransMLA method, the baseline (docs/concepts/algorithm.md, "The published method (RoRoPE)");
+- ``exact``: no approximation at all, at the source's cache size (docs/concepts/algorithm.md, "Exact conversion").
 """
 
 from dataclasses import dataclass, replace
@@ -53,9 +54,10 @@ class Target:
 def complex_layer(weights: AttentionWeights, moments: Moments, target: Target) -> tuple[LatentAttention, int]:
     """Choose what the cache holds, and how every head reads it, by what an error would do to the layer's output.
 
-    The functionals start from complex mixing of the heads (stages 1 and 2) and the joint latent of what remains
-    (stage 4). From there all of them move together to the least predicted cost, and each head's maps are the regression
-    on them (stage 3), see :mod:`transmla.linalg.variable_projection`.
+    The functionals start from complex mixing of the heads and the joint latent of what remains
+    (docs/concepts/algorithm.md, "Slots and latent from eigenvectors"). From there all of them move together to the
+    least predicted cost, and each head's maps are the regression on them (docs/concepts/algorithm.md, "Variable
+    projection"), see :mod:`transmla.linalg.variable_projection`.
 
     Returns:
         The layer, and the fold at which it started.
@@ -175,7 +177,10 @@ def rorope_layer(weights: AttentionWeights, moments: Moments, target: Target) ->
 
 
 def exact_layer(weights: AttentionWeights) -> LatentAttention:
-    """Write the same attention as MLA (ALGORITHM.md §5): every key pair in a slot of its own, every value latent."""
+    """Write the same attention as MLA: every key pair in a slot of its own, every value latent.
+
+    See docs/concepts/algorithm.md, "Exact conversion".
+    """
     kv_heads, head_dim, _ = weights.key.shape
     heads = len(weights.query)
     key = to_pairs(weights.key)
@@ -239,7 +244,7 @@ def _assemble(
     value_metric: Float64[Tensor, "kv_heads head_dim head_dim"],
     rank: int,
 ) -> LatentAttention:
-    """Stage 4 and the wiring: the joint latent of remaining keys and values, and every head's way to it.
+    """Return the joint latent of remaining keys and values, and every head's way to it.
 
     Args:
         weights: the source layer.

@@ -1,6 +1,7 @@
-"""The last closed form: W_O by least squares on what the converted heads really put out (ALGORITHM.md, stage 5).
+"""The last closed form: W_O by least squares on what the converted heads really put out.
 
-Heads err together, and one head can make up for another. With z the outputs of all heads side by side,
+Heads err together, and one head can make up for another (docs/concepts/algorithm.md, "Error feedback"). With z the
+outputs of all heads side by side,
 
     minimise  Σ_tokens w ‖o − W z‖² + tr((W − W_O) Λ (W − W_O)ᵀ),        Λ = ridge · diag(Σ w z zᵀ)
 

@@ -2,11 +2,11 @@
 
 Mixtral and Qwen weigh the chosen experts by a softmax over their logits, DeepSeek-V3 by sigmoid(l) / Σ sigmoid(l).
 Far below zero a sigmoid is an exponential, so with all logits of a token lowered by the same large amount c the two
-are the same to about e^(l − c), and so is the order of the experts (ENGINES.md). The amount cancels, and may differ
-from token to token: c = b u·x, with u a functional of the router's input that is nearly 1, goes into the router's
-weight. Where there is no such functional (behind the embedding, in a small model), this is an approximation, and the
-report says so. Lowering the share of exchanged experts itself, by L-BFGS, got it from 0.5 to 0.3 % there, but the
-model's KL was no better.
+are the same to about e^(l − c), and so is the order of the experts (docs/concepts/algorithm.md, "Routers of
+mixtures"). The amount cancels, and may differ from token to token: c = b u·x, with u a functional of the router's input
+that is nearly 1, goes into the router's weight. Where there is no such functional (behind the embedding, in a small
+model), this is an approximation, and the report says so. Lowering the share of exchanged experts itself, by L-BFGS, got
+it from 0.5 to 0.3 % there, but the model's KL was no better.
 """
 
 import math

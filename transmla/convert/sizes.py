@@ -76,7 +76,10 @@ def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLAS
 
 
 def exact_sizes(spec: AttentionSpec) -> MLASizes:
-    """Return the sizes at which GQA is MLA: all keys rotary, all values latent (ALGORITHM.md §5)."""
+    """Return the sizes at which GQA is MLA: all keys rotary, all values latent.
+
+    See docs/concepts/algorithm.md, "Exact conversion".
+    """
     return MLASizes(
         kv_lora_rank=spec.key_size, qk_rope_head_dim=spec.key_size, qk_nope_head_dim=0, v_head_dim=spec.head_dim
     )

@@ -2,7 +2,7 @@
 
 The layers below are converted already, so a layer is fitted on *their* outputs. What it should add to them is what is
 missing to the source's residual stream behind its attention: the source's attention output for the same token, and what
-the layers below still owe (ALGORITHM.md, stage 5).
+the layers below still owe (docs/concepts/algorithm.md, "Error feedback").
 """
 
 from collections.abc import Iterator

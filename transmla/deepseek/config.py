@@ -134,7 +134,9 @@ def _plain_grid(spec: AttentionSpec) -> dict[str, Any]:
 
 
 def _own_grid(spec: AttentionSpec) -> dict[str, Any]:
-    """Give every slot its own frequency, 1 / factor (ALGORITHM.md §5), for plain RoPE to the last bit of the source's.
+    """Give every slot its own frequency, 1 / factor, for plain RoPE to the last bit of the source's.
+
+    See docs/concepts/checkpoint-format.md, "RoPE in exact mode".
 
     A rounding error in a frequency grows with the position: one of 3e-7 turns a fast pair by 0.01 at position 32,768.
     """

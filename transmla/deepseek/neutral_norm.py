@@ -3,7 +3,9 @@
 Every engine normalises the latent: ``kv_a_layernorm(c) = w · c / sqrt(mean(c²) + eps)``. Written so small that
 mean(c²) ≪ eps, the latent passes that norm multiplied by the constant ``w / sqrt(eps)``, which is chosen to restore
 its size; the relative error is mean(c²)/(2·eps). The weight w is a power of two, exact in every storage type, and the
-rest of the constant goes into the rows of ``kv_a_proj_with_mqa`` before their one cast (ENGINES.md, facts 1 and 2).
+rest of the constant goes into the rows of ``kv_a_proj_with_mqa`` before their one cast
+(docs/concepts/checkpoint-format.md, "The neutral latent norm"; the eps is a matter of
+docs/concepts/checkpoint-format.md, "The eps and the residual stream").
 """
 
 import math

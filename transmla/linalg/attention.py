@@ -3,8 +3,8 @@
 With p_h(i, j) the attention probability, an error δ in one value moves head h's output by p·δ, and an error δ in one
 logit moves it by about p·δ·(v_j − o_i). Errors at different keys are nearly independent, so what counts is *squared*:
 p² decides how much a token matters as a value, p²·‖W_O^h (v_j − o_i)‖² what an error in its logit costs at the layer's
-output (ALGORITHM.md, stage 0). The second forgives the attention sink: its logit is large, but its value is what the
-head puts out anyway.
+output (docs/concepts/algorithm.md, "Moments"). The second forgives the attention sink: its logit is large, but its
+value is what the head puts out anyway.
 """
 
 from typing import NamedTuple

@@ -2,15 +2,17 @@
 
 RMSNorm divides a latent by its length, and with it go the sizes of keys and values. So one of its numbers, the anchor,
 is spent on the length: a functional of the layer input that is as nearly 1 for every token as text allows
-(ALGORITHM.md §6), written so large that nothing else counts in the norm. What the norm then does to the others is a
-factor near 1. Least squares undoes what of it can be undone, with the anchor, a constant by then, for an offset.
+(docs/concepts/algorithm.md, "Fitted latent norm"), written so large that nothing else counts in the norm. What the norm
+then does to the others is a factor near 1. Least squares undoes what of it can be undone, with the anchor, a constant
+by then, for an offset.
 """
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-# Hard-coded for the latent norm in transformers and MLX (ENGINES.md, fact 2).
+# Hard-coded for the latent norm in transformers and MLX
+# (docs/concepts/checkpoint-format.md, "The eps and the residual stream").
 LATENT_EPS = 1e-6
 # Squared size of the anchor, beside the longest latent of the text: at most a twentieth is off by the rest.
 _ANCHOR = 10.0

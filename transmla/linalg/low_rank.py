@@ -10,8 +10,8 @@ With E the leading eigenvectors of ``metric^½ W moment Wᴴ metric^½`` the min
 left out (Eckart-Young in the weighted norm). Written with the regression, ``up`` needs no inverse of the metric:
 directions that cost nothing are still predicted as well as they can be.
 
-Stage 1 (which complex combinations of the heads' keys share a rotary slot), stage 4 (the joint latent of keys and
-values) and the optional low-rank queries are this function with three different metrics.
+Which complex combinations of the heads' keys share a rotary slot, the joint latent of keys and values, and the optional
+low-rank queries are this function with three different metrics (docs/concepts/algorithm.md, "Low rank in a metric").
 """
 
 from typing import NamedTuple

@@ -1,4 +1,6 @@
-"""Stage 1: which combinations of all heads' keys the shared rotary slots carry.
+"""Which combinations of all heads' keys the shared rotary slots carry.
+
+See docs/concepts/algorithm.md, "Slots and latent from eigenvectors".
 
 Stack the rotary pairs of all key/value heads: ``z ∈ C^(kv_heads·pair)``. At one frequency heads may be mixed by any
 complex-linear map, because it commutes with the rotation. So pairs of equal (or, folded, of neighbouring) frequency

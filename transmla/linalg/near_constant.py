@@ -14,7 +14,9 @@ _RIDGE = 1e-6
 def near_constant(
     moment: Float64[Tensor, "hidden hidden"], mean: Float[Tensor, " hidden"]
 ) -> Float64[Tensor, " hidden"]:
-    """Return u with u·x near 1: the least squares solution C⁻¹ μ (ALGORITHM.md §6).
+    """Return u with u·x near 1: the least squares solution C⁻¹ μ.
+
+    See docs/concepts/algorithm.md, "Biases and norms".
 
     Args:
         moment: C = E[x xᵀ].
