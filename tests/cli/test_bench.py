@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from transmla.bench.report import BenchCell, BenchModel, BenchReport
 from transmla.cli.bench import bench_table
-from transmla.evaluate.bench_report import BenchCell, BenchModel, BenchReport
 from transmla.records import Versions
 
 FEW = ("--contexts", "24,40", "--num-new-tokens", "4", "--num-rounds", "1", "--device", "cpu", "-q")
@@ -100,7 +100,7 @@ def test_a_picture_is_drawn(cli, exact_pair, tmp_path, ending):
 
 
 def test_what_did_not_fit_is_left_out_of_the_picture(tmp_path):
-    from transmla.evaluate.bench_plot import plot_bench
+    from transmla.bench.plot import plot_bench
 
     plot_bench(REPORT, tmp_path / "bench.png")
     everything_failed = REPORT.model_copy(update={"cells": (cell(4096, "expanded", "out of memory"),)})

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from transmla.cli.app import app
-from transmla.evaluate.report import GenerationReport
+from transmla.generate.report import GenerationReport
 
 FEW = ("--max-new-tokens", "12", "--device", "cpu")
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.factory import TEXT
-from transmla.evaluate.haystack import whole_words
+from transmla.data.synthetic import whole_words
 
 SENTENCE = r"The tokenizer gives token (\d+), but the model has only 401 embeddings\."
 

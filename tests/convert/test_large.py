@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.plan_large import MODELS, make_holes
 from tests.convert.models import asked
+from tests.support.holes import MODELS, make_holes
 from transmla.convert import plan as plan_module
 
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 from transformers import LlamaConfig
 
-from scripts.bench_memory import RUNS, bench
-from scripts.plan_large import make_holes
+from scripts.benchmarks.memory import RUNS, bench
 from tests.convert.models import asked
+from tests.support.holes import make_holes
 from transmla.convert import plan as plan_module
 
 WITHIN = 0.25

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 from tests.factory import TEXT, tiny_checkpoint, tiny_tokenizer
 from transmla.config import ConvertRequest, EvalRequest
 from transmla.convert.run import convert
+from transmla.data.synthetic import copy_prompt, needle_prompt, whole_words
 from transmla.errors import UsageError
 from transmla.evaluate.greedy import write_greedily
-from transmla.evaluate.haystack import copy_trial, needle_trial, whole_words
 from transmla.evaluate.run import evaluate
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -48,7 +48,7 @@ def ask(folders, *converted, **options):
 @pytest.mark.parametrize("depth", [0.0, 0.4, 1.0])
 def test_a_needle_lies_where_it_should(depth):
     tokenizer = tiny_tokenizer()
-    trial = needle_trial(tokenizer, length=400, depth=depth, seed=3)
+    trial = needle_prompt(tokenizer, length=400, depth=depth, seed=3)
     assert len(trial.tokens) == 400
     text = tokenizer.decode(trial.tokens, skip_special_tokens=True)
     answer = tokenizer.decode(trial.tokens[-trial.answer :]).strip()
@@ -56,12 +56,12 @@ def test_a_needle_lies_where_it_should(depth):
     assert text.count(answer) == 2
     place = text.index("The secret number of") / text.index("What is the secret number")
     assert place == pytest.approx(depth, abs=0.2)
-    assert trial == needle_trial(tokenizer, length=400, depth=depth, seed=3)
-    assert trial != needle_trial(tokenizer, length=400, depth=depth, seed=4)
+    assert trial == needle_prompt(tokenizer, length=400, depth=depth, seed=3)
+    assert trial != needle_prompt(tokenizer, length=400, depth=depth, seed=4)
 
 
 def test_a_copy_says_everything_twice():
-    trial = copy_trial(range(5, 50), length=41, seed=0)
+    trial = copy_prompt(range(5, 50), length=41, seed=0)
     assert len(trial.tokens) == 40
     assert trial.tokens[:20] == trial.tokens[20:]
     # The first word of the second time cannot be known.
@@ -71,8 +71,8 @@ def test_a_copy_says_everything_twice():
 @pytest.mark.parametrize("start", [(), (0,), (0, 3)], ids=str)
 def test_trials_begin_as_texts_do(start):
     tokenizer = tiny_tokenizer()
-    needle = needle_trial(tokenizer, length=300, depth=0.5, seed=0, start=start)
-    copy = copy_trial(range(5, 50), length=41, seed=0, start=start)
+    needle = needle_prompt(tokenizer, length=300, depth=0.5, seed=0, start=start)
+    copy = copy_prompt(range(5, 50), length=41, seed=0, start=start)
     assert needle.tokens[: len(start)] == copy.tokens[: len(start)] == start
     assert needle.tokens.count(0) == copy.tokens.count(0) == start.count(0)
     assert len(needle.tokens) == 300
@@ -105,9 +105,9 @@ def test_looking_back_is_judged_at_every_length_and_depth(folders):
     model = AutoModelForCausalLM.from_pretrained(folders / "source").eval()
     for cell in report.contexts:
         trials = [
-            copy_trial(whole_words(tokenizer, vocab_size=len(tokenizer)), length=cell.length, seed=seed, start=[0])
+            copy_prompt(whole_words(tokenizer, vocab_size=len(tokenizer)), length=cell.length, seed=seed, start=[0])
             if cell.depth is None
-            else needle_trial(tokenizer, length=cell.length, depth=cell.depth, seed=seed, start=[0])
+            else needle_prompt(tokenizer, length=cell.length, depth=cell.depth, seed=seed, start=[0])
             for seed in range(2)
         ]
         right = []

@@ -168,11 +168,6 @@ def serve() -> None:
     """Answer until the input ends."""
     import torch
 
-    import transmla.cli.app
-    import transmla.convert.run
-    import transmla.evaluate.verify
-    import transmla.finetune.run  # noqa: F401
-
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from transmla.evaluate.memory import LiveTensors
+from transmla.bench.memory import LiveTensors
 from transmla.finetune.loss import Mix, chunked_loss
 from transmla.finetune.teacher import FullTargets, TopTargets
 

@@ -12,9 +12,9 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig
 
 from tests.factory import tiny_tokenizer
 from transmla.arch.skeleton import Skeleton
+from transmla.bench.memory import LiveTensors
 from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.data.vocabulary import SharedTokens
-from transmla.evaluate.memory import LiveTensors
 from transmla.finetune import loss
 from transmla.finetune.loss import Mix
 from transmla.finetune.memory import Setting, estimate_memory

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
 
+from transmla.bench.timing import cache_nbytes
 from transmla.errors import UnsupportedModelError
-from transmla.evaluate.timing import cache_nbytes
 from transmla.modeling.kv_cache import CacheUse, cache_argument, measure_cache, use_of_cache
 
 

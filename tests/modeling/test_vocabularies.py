@@ -11,7 +11,7 @@ from tests.factory import TEXT, tiny_checkpoint, tiny_tokenizer
 from transmla.config import EvalRequest, VerifyRequest
 from transmla.errors import CheckpointError
 from transmla.evaluate.run import evaluate
-from transmla.evaluate.verify import verify
+from transmla.verify.run import verify
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

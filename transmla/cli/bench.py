@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from transmla.bench.report import BenchCell, BenchReport
 from transmla.cli.progress import choose_progress
 from transmla.config import BenchRequest
-from transmla.evaluate.bench_report import BenchCell, BenchReport
 
 _help = BenchRequest.describe
 
@@ -40,9 +40,9 @@ def bench_models(
     request = BenchRequest.build(recipe=config, flags=locals())
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
+    from transmla.bench.plot import plot_bench
+    from transmla.bench.run import bench
     from transmla.cli.plots import check_plot
-    from transmla.evaluate.bench import bench
-    from transmla.evaluate.bench_plot import plot_bench
 
     if plot is not None:
         check_plot(plot)

@@ -10,7 +10,7 @@ import typer
 from transmla.cli.progress import choose_progress
 from transmla.config import GenerateRequest
 from transmla.errors import UsageError
-from transmla.evaluate.report import GenerationReport
+from transmla.generate.report import GenerationReport
 
 _help = GenerateRequest.describe
 
@@ -42,7 +42,7 @@ def generate_text(
         request = request.model_copy(update={"prompt": _read_standard_input()})
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
-    from transmla.evaluate.generate import generate
+    from transmla.generate.run import generate
 
     choose_progress(quiet=quiet)
 

@@ -13,7 +13,7 @@ from transmla.cli.progress import choose_progress
 from transmla.config import VerifyRequest
 
 if TYPE_CHECKING:
-    from transmla.evaluate.verify import Verification
+    from transmla.verify.report import Verification
 
 _help = VerifyRequest.describe
 _MARKS = {"passed": "[green]passed[/]", "failed": "[red]failed[/]", "skipped": "skipped"}
@@ -33,7 +33,7 @@ def verify_model(
     request = VerifyRequest.build(recipe=None, flags=locals())
 
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
-    from transmla.evaluate.verify import verify
+    from transmla.verify.run import verify
 
     verification = verify(request, progress=choose_progress(quiet=quiet))
     print(verification.model_dump_json(indent=2)) if as_json else Console().print(verification_table(verification))

@@ -1,7 +1,7 @@
 """How much memory a conversion takes, from sizes alone: the most that any of its stages takes, one method a stage.
 
 Each stage counts what the code holds: what waits from the stages before, and what it makes besides.
-``scripts/bench_memory.py`` runs conversions and puts what they really took beside what is said here.
+``scripts/benchmarks/memory.py`` runs conversions and puts what they really took beside what is said here.
 """
 
 from collections.abc import Callable, Mapping

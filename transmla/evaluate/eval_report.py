@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from transmla.evaluate.bench_report import BenchReport
+from transmla.bench.report import BenchReport
 from transmla.records import Record, Versions
 
 Kind = Literal["needle", "copy"]

@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from transmla.data.tokens import check_known
 from transmla.errors import DataError, listed
-from transmla.evaluate.generation_config import read_settings
 from transmla.evaluate.subjects import Subject
 from transmla.evaluate.task_files import TASK_FILES
 from transmla.evaluate.task_outcomes import all_outcomes, guard
 from transmla.evaluate.task_scores import Outcome
 from transmla.evaluate.task_source import failures, open_task
+from transmla.generate.generation_config import read_settings
 from transmla.progress import Progress, Silent
 from transmla.records import Record
 

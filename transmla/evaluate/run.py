@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from transmla.bench.report import BenchReport
+from transmla.bench.run import bench
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import model_stamp
 from transmla.config import BenchRequest, ComparisonRequest, EvalRequest
@@ -21,8 +23,6 @@ from transmla.data.tokens import check_known, text_start
 from transmla.data.vocabulary import SharedTokens
 from transmla.device import choose_device
 from transmla.errors import UsageError
-from transmla.evaluate.bench import bench
-from transmla.evaluate.bench_report import BenchReport
 from transmla.evaluate.cost import CostPart
 from transmla.evaluate.eval_report import EvalReport
 from transmla.evaluate.greedy import GreedyPart

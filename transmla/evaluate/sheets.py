@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
-from transmla.evaluate.bench_report import BenchReport
+from transmla.bench.report import BenchReport
 from transmla.evaluate.eval_report import EvalReport, GreedyReport, TaskReport, TaskScore, TextReport, TextScore
 
 SIGNIFICANT = 0.05

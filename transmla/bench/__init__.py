@@ -1,0 +1,1 @@
+"""Speed and memory of a source and its conversions, measured in turns."""

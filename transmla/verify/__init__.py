@@ -1,0 +1,1 @@
+"""Whether a checkpoint is whole, and computes what its source computes."""
