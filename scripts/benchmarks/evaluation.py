@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transmla.bench.memory import measure_memory
 from transmla.checkpoint.source import open_source
 from transmla.device import choose_device
-from transmla.evaluate.passages import Passages, read_passages
-from transmla.evaluate.scores import score_tokens
+from transmla.evaluate.token_scores import score_tokens
+from transmla.evaluate.windows import ScoredWindows, read_windows
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -43,8 +43,8 @@ def plain_perplexity(model: AutoModelForCausalLM, windows: torch.Tensor, batch_s
     return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
 
 
-def our_perplexity(model: AutoModelForCausalLM, passages: Passages, batch_size: int) -> float:
-    return math.exp(score_tokens(model, passages, batch_size=batch_size)["nll"].mean(dtype="float64"))
+def our_perplexity(model: AutoModelForCausalLM, windows: ScoredWindows, batch_size: int) -> float:
+    return math.exp(score_tokens(model, windows, batch_size=batch_size)["nll"].mean(dtype="float64"))
 
 
 def timed(work: Callable[[], float]) -> tuple[float, float]:
@@ -72,23 +72,23 @@ def main() -> None:
     source = open_source(options.model) if options.model else open_source(str(assets / "smollm2"), gguf_file=GGUF)
     device = choose_device("auto")
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).to(device).eval()
-    passages = read_passages(
+    windows = read_windows(
         options.dataset or str(assets / "wiki-test.txt"),
         AutoTokenizer.from_pretrained(source.folder),
         window=options.window,
         max_tokens=options.num_windows * options.window,
     )
-    windows = torch.stack(passages.tokens)
+    windows = torch.stack(windows.tokens)
     plain, ours = [], []
     for _ in range(options.num_rounds + 1):
         theirs, seconds = timed(lambda: plain_perplexity(model, windows, options.batch_size))
         plain.append(seconds)
-        found, seconds = timed(lambda: our_perplexity(model, passages, options.batch_size))
+        found, seconds = timed(lambda: our_perplexity(model, windows, options.batch_size))
         ours.append(seconds)
     # The first round warms up.
     plain, ours = plain[1:], ours[1:]
     batch = windows[: options.batch_size]
-    first = passages.head(options.batch_size)
+    first = windows.head(options.batch_size)
     for name, seconds, value, work in (
         ("plain loop", plain, theirs, lambda: plain_perplexity(model, batch, options.batch_size)),
         ("transmla eval", ours, found, lambda: our_perplexity(model, first, options.batch_size)),

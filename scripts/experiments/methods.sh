@@ -49,7 +49,7 @@ for corpus in "${corpora[@]}"; do
 import pathlib, sys
 from rich.console import Console
 from transmla.cli.eval_view import report_tables
-from transmla.evaluate.eval_report import EvalReport
+from transmla.evaluate.report.report import EvalReport
 Console().print(*report_tables(EvalReport.model_validate_json(pathlib.Path(sys.argv[1]).read_text())), sep="\n")
 PYTHON
 done

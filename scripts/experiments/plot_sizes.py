@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from transmla.evaluate.eval_report import EvalReport
+from transmla.evaluate.report.report import EvalReport
 
 METHODS = {"rorope": "rorope at its best FreqFold", "ours": "closed form", "ours-healed": "healed"}
 

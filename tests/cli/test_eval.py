@@ -11,8 +11,8 @@ import transmla.evaluate.run
 from transmla.cli.eval import evaluate_models
 from transmla.cli.eval_view import report_tables
 from transmla.errors import UsageError
-from transmla.evaluate.eval_report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore
-from transmla.evaluate.sheets import short_names
+from transmla.evaluate.report.report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore
+from transmla.evaluate.report.tables import short_names
 from transmla.records import Versions
 
 
@@ -45,7 +45,7 @@ REPORT = EvalReport(
                 dataset="texts/wiki.txt",
                 protocol="windows of 1024 tokens",
                 num_tokens=16384,
-                num_passages=16,
+                num_windows=16,
                 num_positions=16368,
                 sha256="0" * 64,
             ),

@@ -21,7 +21,7 @@ from tests.factory import tiny_tokenizer
 from transmla.data.documents import Documents, open_documents
 from transmla.data.text import first_tokens
 from transmla.errors import DataError
-from transmla.evaluate.passages import read_passages
+from transmla.evaluate.windows import read_windows
 from transmla.finetune.documents import read_documents
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
@@ -45,14 +45,14 @@ def read(command, path, tokenizer):
             tokens = first_tokens(open_documents(name, tokenizer=tokenizer), tokenizer).tolist()
             found, whole = tokenizer.decode(tokens), "\n\n".join(TEXTS)
         elif command == "eval --dataset":
-            passages = read_passages(name, tokenizer, window=3, stride=2, bos="never")
-            places = [(number * 2, part.tolist()) for number, part in enumerate(passages.tokens)]
+            windows = read_windows(name, tokenizer, window=3, stride=2, bos="never")
+            places = [(number * 2, part.tolist()) for number, part in enumerate(windows.tokens)]
             tokens = [token for start, part in places for token in part[0 if not start else 1 :]]
             found, whole = tokenizer.decode(tokens), "\n\n".join(TEXTS)
         else:
             if command == "eval --per-document":
-                passages = read_passages(name, tokenizer, window=400, per_document=True, bos="never")
-                parts = [part.tolist() for part in passages.tokens]
+                windows = read_windows(name, tokenizer, window=400, per_document=True, bos="never")
+                parts = [part.tolist() for part in windows.tokens]
             else:
                 parts = [list(document.tokens) for document in read_documents(name, tokenizer)]
             around = (tokenizer.bos_token_id, tokenizer.eos_token_id)

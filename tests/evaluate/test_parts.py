@@ -9,7 +9,7 @@ from transmla.config import ConvertRequest, EvalRequest
 from transmla.convert.run import convert
 from transmla.data.synthetic import copy_prompt, needle_prompt, whole_words
 from transmla.errors import UsageError
-from transmla.evaluate.greedy import write_greedily
+from transmla.evaluate.parts.greedy import write_greedily
 from transmla.evaluate.run import evaluate
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -199,5 +199,5 @@ def test_what_compares_needs_text_and_conversions(folders, options, flag):
 
 
 def test_too_many_prompts_are_refused(folders):
-    with pytest.raises(UsageError, match="has 2 passages of 64 tokens or more, but --greedy-prompts is 3"):
+    with pytest.raises(UsageError, match="has 2 windows of 64 tokens or more, but --greedy-prompts is 3"):
         evaluate(ask(folders, "exact", dataset=str(folders / "text.txt"), window=64, max_tokens=128, greedy_prompts=3))

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-import transmla.evaluate.subjects
+import transmla.evaluate.lazy_model
 from transmla.config import EvalRequest
 from transmla.errors import CheckpointError, DataError, UsageError
-from transmla.evaluate.eval_report import EvalReport
+from transmla.evaluate.parts.perplexity import PerplexityPart
+from transmla.evaluate.report.report import EvalReport
+from transmla.evaluate.report.tables import report_tables_of
 from transmla.evaluate.run import evaluate
-from transmla.evaluate.sheets import report_sheets
-from transmla.evaluate.text import TextPart
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_report_holds_source_and_conversions(folders, llama, deepseek, token
     assert source.kv_bytes_computed == 3 * 40 * 4 == source.kv_numbers_per_token_layer * 3 * 4
     assert other.num_parameters == deepseek.num_parameters()
 
-    assert (one.data.num_tokens, one.data.num_passages, one.data.num_positions) == (320, 10, 310)
+    assert (one.data.num_tokens, one.data.num_windows, one.data.num_positions) == (320, 10, 310)
     assert one.data.sha256 == hashlib.sha256(windows.numpy().tobytes()).hexdigest()
     assert list(listener.tasks.values()) == [[4, 4, 2]] * 2
     assert list(listener.tasks) == [(f"{folders / name} reads text.txt", 10) for name in ("source", "converted")]
@@ -93,7 +93,7 @@ def test_the_report_holds_source_and_conversions(folders, llama, deepseek, token
 
 
 def test_losses_are_put_together_by_position(folders, llama, tokenizer, text, monkeypatch):
-    monkeypatch.setattr("transmla.evaluate.text.BUCKET", 20)
+    monkeypatch.setattr("transmla.evaluate.parts.perplexity.BUCKET", 20)
     report = evaluate(ask(folders, str(folders / "converted"), window=50, max_tokens=200))
     windows = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:200]).view(4, 50)
     with torch.no_grad():
@@ -120,13 +120,13 @@ def test_several_texts_are_judged_in_one_call(folders, tmp_path, text):
 @pytest.fixture
 def loaded(monkeypatch):
     names = []
-    load = transmla.evaluate.subjects.load_model
+    load = transmla.evaluate.lazy_model.load_model
 
     def watched(model, **options):
         names.append(Path(model.name).name)
         return load(model, **options)
 
-    monkeypatch.setattr(transmla.evaluate.subjects, "load_model", watched)
+    monkeypatch.setattr(transmla.evaluate.lazy_model, "load_model", watched)
     return names
 
 
@@ -146,14 +146,14 @@ def test_what_is_known_costs_nothing(folders, cache, loaded, monkeypatch):
     weights = load_file(folders / "again" / "model.safetensors")
     weights["model.norm.weight"] *= 1.01
     save_file(weights, folders / "again" / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(TextPart, "_read_source", lambda *_: pytest.fail("The source reads the text again."))
+    monkeypatch.setattr(PerplexityPart, "_read_source", lambda *_: pytest.fail("The source reads the text again."))
     more = evaluate(ask(folders, str(folders / "converted"), str(folders / "again"), max_tokens=64))
     assert more.texts[0].scores[:2] == first.texts[0].scores
     assert more.texts[0].scores[2].kl > 0
 
 
 def test_states_that_would_fill_a_disk_are_not_kept(folders, cache, monkeypatch):
-    monkeypatch.setattr("transmla.evaluate.results.MAX_STATES", 1000)
+    monkeypatch.setattr("transmla.evaluate.result_cache.MAX_STATES", 1000)
     request = ask(folders, max_tokens=64)
     alone = evaluate(request)
     assert not list(cache.glob("*.states"))
@@ -176,7 +176,7 @@ def test_changed_weights_are_another_model(folders, tmp_path):
 def test_an_interrupted_run_leaves_nothing_that_looks_finished(folders, cache, monkeypatch):
     request = ask(folders, str(folders / "converted"), max_tokens=64)
     with monkeypatch.context() as patch:
-        patch.setattr("transmla.evaluate.scores._nll", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("transmla.evaluate.token_scores._nll", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             evaluate(request)
     assert not [*cache.glob("*.states"), *cache.glob("*.npz"), *cache.glob("*.part")]
@@ -191,7 +191,7 @@ def test_speed_is_measured_by_bench(folders):
         for context in (64, 128)
         for name, form in (("source", "expanded"), ("converted", "expanded"), ("converted", "absorbed"))
     ]
-    speed = list(report_sheets(report))[-1]
+    speed = list(report_tables_of(report))[-1]
     assert [row[0] for row in speed.rows[:3]] == ["source", "converted", "converted, absorbed"]
 
 

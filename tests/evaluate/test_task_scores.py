@@ -5,10 +5,10 @@ import random
 import pytest
 
 from transmla.errors import DataError
-from transmla.evaluate.eval_report import EvalReport, ModelReport, TaskReport, TaskScore
-from transmla.evaluate.sheets import report_sheets
-from transmla.evaluate.task_scores import Outcome, replicate, score_outcomes, task_score
-from transmla.evaluate.tasks import check_tasks
+from transmla.evaluate.parts.tasks import check_tasks
+from transmla.evaluate.report.report import EvalReport, ModelReport, TaskReport, TaskScore
+from transmla.evaluate.report.tables import report_tables_of
+from transmla.evaluate.tasks.scores import Outcome, replicate, score_outcomes, task_score
 from transmla.records import Versions
 
 
@@ -93,6 +93,6 @@ def test_a_table_knows_which_way_is_up(up, change, verdict):
         device="cpu",
         versions=Versions(transmla="0", torch="0", transformers="0"),
     )
-    sheet = next(iter(report_sheets(report)))
+    sheet = next(iter(report_tables_of(report)))
     assert sheet.rows[0][3] == "3.0000 ±0.1000"
     assert sheet.rows[1][-1] == verdict

@@ -13,9 +13,9 @@ from lm_eval.tasks import TaskManager
 
 from transmla.config import EvalRequest
 from transmla.errors import DataError
-from transmla.evaluate.figures import report_figures
+from transmla.evaluate.report.plots import report_plots
+from transmla.evaluate.report.tables import report_tables_of
 from transmla.evaluate.run import evaluate
-from transmla.evaluate.sheets import report_sheets
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -364,16 +364,16 @@ def test_a_loss_whose_exponential_is_too_large_is_infinite(speakers, write_task)
     assert rows["word_perplexity"][1].difference is None
     assert math.isfinite(rows["bits_per_byte"][1].value)
     assert json.loads(report.model_dump_json())["tasks"][0]["scores"][0]["value"] is None
-    assert list(report_sheets(report))
-    assert list(report_figures(report))
+    assert list(report_tables_of(report))
+    assert list(report_plots(report))
 
 
 def test_tables_write_shares_as_shares_and_know_which_way_is_up(speakers, write_task):
     report = evaluate(ask(speakers, *(write_task(name, *KINDS[name]) for name in ("rolling", "labels", "filters"))))
-    [sheet] = [sheet for sheet in report_sheets(report) if sheet.title.startswith("Tasks")]
+    [sheet] = [sheet for sheet in report_tables_of(report) if sheet.title.startswith("Tasks")]
     cells = {row[0]: row for row in sheet.rows[::2]}
     assert cells["labels (acc)"][3].count("%") == 2
     assert "%" not in cells["rolling (word_perplexity)"][3]
     assert "%" not in cells["labels (mcc)"][3]
     assert {"filters (exact_match, short)", "filters (exact_match, whole)"} <= cells.keys()
-    assert any(title.startswith("Tasks") for title, _ in report_figures(report))
+    assert any(title.startswith("Tasks") for title, _ in report_plots(report))

@@ -18,7 +18,7 @@ from transmla.cli.progress import Bars, choose_progress
 from transmla.config import EvalRequest
 from transmla.errors import DataError, UsageError
 from transmla.evaluate.run import evaluate
-from transmla.evaluate.task_scores import task_score
+from transmla.evaluate.tasks.scores import task_score
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -138,7 +138,7 @@ def test_what_is_known_is_not_asked_again(speakers, files, monkeypatch):
     first = evaluate(request)
     assert first.tasks[0].num_items == 5
     with monkeypatch.context() as patch:
-        patch.setattr("transmla.evaluate.tasks.run_task", lambda *_, **__: pytest.fail("It is asked again."))
+        patch.setattr("transmla.evaluate.parts.tasks.run_task", lambda *_, **__: pytest.fail("It is asked again."))
         assert evaluate(request) == first
         with pytest.raises(pytest.fail.Exception):
             evaluate(request.model_copy(update={"limit": 6}))

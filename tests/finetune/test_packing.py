@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.factory import TEXT, tiny_checkpoint, tiny_tokenizer
 from transmla.data.documents import Documents, open_documents
 from transmla.errors import DataError
-from transmla.evaluate.passages import read_passages
+from transmla.evaluate.windows import read_windows
 from transmla.finetune.documents import Document, read_documents
 from transmla.finetune.packing import Counts, PackedDataset, StreamedDataset, pack
 from transmla.finetune.student import IGNORED
@@ -290,7 +290,7 @@ def test_without_a_template_a_prompt_is_given_and_what_completes_it_is_learnt(
     assert tokenizer.decode(learnt) == " turned.</s>"
     # The other commands read the same.
     assert list(Documents(path, tokenizer=tokenizer).texts()) == [prompt + completion]
-    [passage] = read_passages(path, tokenizer, window=64, per_document=True, bos=bos).tokens
+    [passage] = read_windows(path, tokenizer, window=64, per_document=True, bos=bos).tokens
     assert tokenizer.decode(passage).removesuffix("</s>") == whole.removesuffix("</s>")
     assert "".join(open_documents(path, tokenizer=tokenizer)) == prompt + completion
 

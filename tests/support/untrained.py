@@ -80,7 +80,7 @@ def windows():
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """Results of earlier runs are those of this test."""
+    """ResultCache of earlier runs are those of this test."""
     monkeypatch.setenv("TRANSMLA_CACHE", str(tmp_path / "cache"))
 
 

@@ -58,8 +58,8 @@ def evaluate_models(
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.
     from transmla.cli.eval_view import report_tables
     from transmla.cli.plots import check_plots, check_writable
-    from transmla.evaluate.card import check_cards, update_cards
-    from transmla.evaluate.page import write_page
+    from transmla.evaluate.report.html import write_html
+    from transmla.evaluate.report.model_card import check_cards, update_cards
     from transmla.evaluate.run import evaluate
 
     if report is not None:
@@ -69,7 +69,7 @@ def evaluate_models(
         check_cards(request.converted)
     found = evaluate(request, progress=choose_progress(quiet=quiet), tell=warn)
     if report is not None:
-        write_page(found, report)
+        write_html(found, report)
     if update_card:
         update_cards(found)
     if as_json:

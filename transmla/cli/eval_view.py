@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from transmla.evaluate.eval_report import EvalReport
-from transmla.evaluate.sheets import report_sheets
+from transmla.evaluate.report.report import EvalReport
+from transmla.evaluate.report.tables import report_tables_of
 
 
 def report_tables(report: EvalReport) -> Iterator[Table]:
     """Yield a table for each part of the report; they fit 80 columns for a source and three others."""
-    for sheet in report_sheets(report):
+    for sheet in report_tables_of(report):
         table = Table(
             title=sheet.title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
         )

@@ -23,16 +23,16 @@ from transmla.data.tokens import check_known, text_start
 from transmla.data.vocabulary import SharedTokens
 from transmla.device import choose_device
 from transmla.errors import UsageError
-from transmla.evaluate.cost import CostPart
-from transmla.evaluate.eval_report import EvalReport
-from transmla.evaluate.greedy import GreedyPart
-from transmla.evaluate.haystack import ContextPart
-from transmla.evaluate.layers import LayersPart
-from transmla.evaluate.passages import Passages, read_passages
-from transmla.evaluate.results import Results, open_results
-from transmla.evaluate.subjects import Subject
-from transmla.evaluate.tasks import TasksPart, check_tasks
-from transmla.evaluate.text import TextPart
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.parts.cost import CostPart
+from transmla.evaluate.parts.greedy import GreedyPart
+from transmla.evaluate.parts.layerwise import LayerwisePart
+from transmla.evaluate.parts.long_context import LongContextPart
+from transmla.evaluate.parts.perplexity import PerplexityPart
+from transmla.evaluate.parts.tasks import TasksPart, check_tasks
+from transmla.evaluate.report.report import EvalReport
+from transmla.evaluate.result_cache import ResultCache, open_result_cache
+from transmla.evaluate.windows import ScoredWindows, read_windows
 from transmla.modeling.compare import check_comparable, find_models, told_of_vocabularies
 from transmla.modeling.load import read_config
 from transmla.progress import Progress, Silent, say_nothing
@@ -47,7 +47,7 @@ class Part(Protocol):
 
     field: str
 
-    def measure(self, subject: Subject, progress: Progress) -> None:
+    def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Look at a model."""
         ...
 
@@ -77,16 +77,16 @@ def evaluate(
     tokens = check_comparable(found, window=longest, flag=flag)
     for sentence in told_of_vocabularies(found, tokens):
         tell(sentence)
-    with open_results(lasting=not request.no_cache) as results:
-        subjects = [_subject(model, request, device, results) for model in found]
-        parts = list(_parts(request, subjects[0], results, tokens, tell))
-        for subject in subjects:
+    with open_result_cache(lasting=not request.no_cache) as results:
+        lazy_models = [_lazy_model(model, request, device, results) for model in found]
+        parts = list(_parts(request, lazy_models[0], results, tokens, tell))
+        for lazy in lazy_models:
             for part in parts:
-                part.measure(subject, progress)
+                part.measure(lazy, progress)
             # The source is what the others are compared with.
-            if subject is not subjects[0]:
-                subject.forget()
-        subjects[0].forget()
+            if lazy is not lazy_models[0]:
+                lazy.unload()
+        lazy_models[0].unload()
     fields: dict[str, list[Any]] = {}
     for part in parts:
         fields.setdefault(part.field, []).extend(part.report())
@@ -98,10 +98,10 @@ def evaluate(
     )
 
 
-def _subject(found: Source, request: EvalRequest, device: torch.device, results: Results) -> Subject:
+def _lazy_model(found: Source, request: EvalRequest, device: torch.device, results: ResultCache) -> LazyModel:
     # Before the hash: whatever is put in their place from now on is noticed.
     stamp = model_stamp(found.folder)
-    return Subject(found, results.fingerprint(found), request.dtype, device, request.batch_size, stamp)
+    return LazyModel(found, results.fingerprint(found), request.dtype, device, request.batch_size, stamp)
 
 
 def _time(request: EvalRequest, progress: Progress) -> BenchReport:
@@ -112,8 +112,8 @@ def _time(request: EvalRequest, progress: Progress) -> BenchReport:
 
 def _parts(
     request: EvalRequest,
-    source: Subject,
-    results: Results,
+    source: LazyModel,
+    results: ResultCache,
     tokens: Mapping[str, SharedTokens],
     tell: Callable[[str], None],
 ) -> Iterator[Part]:
@@ -121,14 +121,14 @@ def _parts(
     shared: dict[str, Any] = {"results": results, "batch_size": request.batch_size}
     vocab_size = read_config(source.found).vocab_size
     texts = {dataset: _read(dataset, request, tokenizer) for dataset in request.dataset}
-    for passages in texts.values():
-        check_known(torch.cat(passages.tokens), vocab_size=vocab_size)
-        for sentence in filter(None, (passages.reading.sentence(), passages.sentence())):
+    for windows in texts.values():
+        check_known(torch.cat(windows.tokens), vocab_size=vocab_size)
+        for sentence in filter(None, (windows.reading.sentence(), windows.sentence())):
             tell(sentence)
     yield CostPart(results=results)
-    for dataset, passages in texts.items():
-        said = protocol(request, passages, tokenizer)
-        yield TextPart(dataset, said, passages, source=source, shared=tokens, **shared)
+    for dataset, windows in texts.items():
+        said = protocol(request, windows, tokenizer)
+        yield PerplexityPart(dataset, said, windows, source=source, shared=tokens, **shared)
     if request.tasks:
         if request.bos in ("always", "never"):
             tell(f"--bos {request.bos} does not reach --tasks, whose texts begin as the tokenizer has them.")
@@ -136,7 +136,7 @@ def _parts(
             request.tasks, tokenizer, source=source, num_fewshot=request.num_fewshot, limit=request.limit, **shared
         )
     if request.contexts:
-        yield ContextPart(
+        yield LongContextPart(
             tokenizer,
             vocab_size=vocab_size,
             lengths=sorted(set(request.contexts)),
@@ -150,11 +150,11 @@ def _parts(
         prompts = texts[first].starts(request.greedy_prompts, num_tokens=min(PROMPT_TOKENS, request.window))
         yield GreedyPart(first, prompts, source=source, num_new_tokens=request.greedy_tokens, **shared)
     if request.per_layer:
-        yield LayersPart(first, texts[first].head(request.layer_windows), source=source, **shared)
+        yield LayerwisePart(first, texts[first].head(request.layer_windows), source=source, **shared)
 
 
-def _read(dataset: str, request: EvalRequest, tokenizer: PreTrainedTokenizerBase) -> Passages:
-    return read_passages(
+def _read(dataset: str, request: EvalRequest, tokenizer: PreTrainedTokenizerBase) -> ScoredWindows:
+    return read_windows(
         dataset,
         tokenizer,
         window=request.window,
@@ -190,14 +190,14 @@ def _check_request(request: EvalRequest) -> None:
     check_tasks(request.tasks)
 
 
-def protocol(request: EvalRequest, passages: Passages, tokenizer: PreTrainedTokenizerBase) -> str:
+def protocol(request: EvalRequest, windows: ScoredWindows, tokenizer: PreTrainedTokenizerBase) -> str:
     """Say how a text is joined, cut and judged, which is what perplexities differ by."""
     said = [f"{'each document by itself, up to' if request.per_document else 'windows of'} {request.window} tokens"]
     if request.stride is not None and request.stride < request.window:
         said.append(f"stride {request.stride}")
-    if passages.chats:
+    if windows.chats:
         said.append("chats as their template lays them out")
-    elif passages.reading.columns and not request.per_document:
+    elif windows.reading.columns and not request.per_document:
         said.append("rows joined by an empty line")
     start = tokenizer.decode(text_start(tokenizer, request.bos)) if request.bos != "never" else ""
     where = "the text" if request.bos == "once" else "each"

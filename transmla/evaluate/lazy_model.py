@@ -15,7 +15,7 @@ from transmla.modeling.load import load_model
 
 
 @dataclass
-class Subject:
+class LazyModel:
     """A model at hand.
 
     Attributes:
@@ -61,6 +61,6 @@ class Subject:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {"model": self.fingerprint, "dtype": self.dtype, "device": device, "batch_size": self.batch_size}
 
-    def forget(self) -> None:
+    def unload(self) -> None:
         """Make room for another."""
         self._model = None

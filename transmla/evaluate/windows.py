@@ -1,4 +1,4 @@
-"""Text to passages: what a model reads at once, and which of its tokens are judged.
+"""Text to windows: what a model reads at once, and which of its tokens are judged.
 
 Perplexities differ by how a text is cut, so each protocol that people quote is a way to cut it:
 
@@ -7,8 +7,8 @@ Perplexities differ by how a text is cut, so each protocol that people quote is 
   with much before it;
 - each document by itself.
 
-Each passage begins with the token that begins a text, where the tokenizer puts one (:mod:`transmla.data.tokens`), and
-what comes after it is judged; without one the first token of a passage is never judged: nothing comes before it.
+Each window begins with the token that begins a text, where the tokenizer puts one (:mod:`transmla.data.tokens`), and
+what comes after it is judged; without one the first token of a window is never judged: nothing comes before it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from transmla.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
-class Passages:
-    """What is read, and from where on in each passage it is judged.
+class ScoredWindows:
+    """What is read, and from where on in each window it is judged.
 
     Attributes:
-        tokens: one tensor for each passage.
-        first: index of the first token that is judged, at least 1, for each passage.
+        tokens: one tensor for each window.
+        first: index of the first token that is judged, at least 1, for each window.
         tokens_per_byte: of the text, in UTF-8; turns nats a token into bits a byte.
-        num_dropped: tokens of the text that are in no passage, for they would not fill one.
+        num_dropped: tokens of the text that are in no window, for they would not fill one.
         reading: what became of the rows of the data set.
         chats: whether these hold chats.
     """
@@ -64,7 +64,7 @@ class Passages:
 
     @property
     def longest(self) -> int:
-        """Return the tokens of the longest passage."""
+        """Return the tokens of the longest window."""
         return max(map(len, self.tokens))
 
     def sentence(self) -> str | None:
@@ -76,7 +76,7 @@ class Passages:
 
     @property
     def sha256(self) -> str:
-        """Return the hash of all tokens, one passage after the other."""
+        """Return the hash of all tokens, one window after the other."""
         return hashlib.sha256(torch.cat(self.tokens).numpy().astype("<i8").tobytes()).hexdigest()
 
     @property
@@ -86,17 +86,17 @@ class Passages:
         return {"tokens": self.sha256, "cuts": cuts}
 
     def places(self) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """Return, for each judged token in order, the number of its passage, and how many tokens are before it."""
+        """Return, for each judged token in order, the number of its window, and how many tokens are before it."""
         counts = [len(tokens) - first for tokens, first in zip(self.tokens, self.first, strict=True)]
         before = [numpy.arange(first, len(tokens)) for tokens, first in zip(self.tokens, self.first, strict=True)]
         return numpy.repeat(numpy.arange(len(counts)), counts), numpy.concatenate(before)
 
-    def head(self, count: int) -> Passages:
-        """Return the first passages."""
+    def head(self, count: int) -> ScoredWindows:
+        """Return the first windows."""
         return replace(self, tokens=self.tokens[:count], first=self.first[:count])
 
-    def starts(self, count: int, *, num_tokens: int) -> Int[Tensor, "passages tokens"]:
-        """Return the first tokens of passages that are long enough, spread evenly over the text.
+    def starts(self, count: int, *, num_tokens: int) -> Int[Tensor, "windows tokens"]:
+        """Return the first tokens of windows that are long enough, spread evenly over the text.
 
         Raises:
             UsageError: there are not as many.
@@ -104,21 +104,21 @@ class Passages:
         long = [tokens for tokens in self.tokens if len(tokens) >= num_tokens]
         if len(long) < count:
             raise UsageError(
-                f"The text has {len(long)} passages of {num_tokens} tokens or more, but --greedy-prompts is {count}: "
+                f"The text has {len(long)} windows of {num_tokens} tokens or more, but --greedy-prompts is {count}: "
                 "lower it, or --window, or raise --max-tokens."
             )
         return torch.stack([long[number * len(long) // count][:num_tokens] for number in range(count)])
 
-    def batches(self, size: int) -> Iterator[tuple[Int[Tensor, "passages tokens"], int]]:
+    def batches(self, size: int) -> Iterator[tuple[Int[Tensor, "windows tokens"], int]]:
         """Yield neighbours of one shape, ``size`` at most, with the index of the first token that is judged."""
-        alike = groupby(zip(self.tokens, self.first, strict=True), key=lambda passage: (len(passage[0]), passage[1]))
+        alike = groupby(zip(self.tokens, self.first, strict=True), key=lambda piece: (len(piece[0]), piece[1]))
         for (_, first), run in alike:
             stacked = torch.stack([tokens for tokens, _ in run])
             for batch in stacked.split(size):
                 yield batch, first
 
 
-def read_passages(
+def read_windows(
     dataset: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -128,20 +128,20 @@ def read_passages(
     max_tokens: int | None = None,
     text_column: str | None = None,
     bos: Bos = "auto",
-) -> Passages:
+) -> ScoredWindows:
     """Read a text and cut it.
 
     Args:
         dataset: file, or hub data set.
         tokenizer: of the models.
-        window: tokens of a passage; those of documents may be shorter.
+        window: tokens of a window; those of documents may be shorter.
         stride: tokens by which windows advance; their length by default. A tail shorter than a window is dropped then,
             and read where windows overlap.
         per_document: each row of a data set by itself; a text file is one document.
         max_tokens: stop after this many, rounded to whole windows where they stand side by side, and up to
             whole documents.
         text_column: column that holds the text.
-        bos: what passages begin with.
+        bos: what windows begin with.
 
     Raises:
         DataError: it cannot be read, or is too short.
@@ -168,7 +168,7 @@ def read_passages(
     cuts = list(_slide(tokens[:used], window, stride or window, start))
     of_text = min(used, len(text.tokens))
     dropped = len(tokens) - used
-    return _passages(cuts, of_text / text.num_bytes(of_text), dropped, documents)
+    return _windows(cuts, of_text / text.num_bytes(of_text), dropped, documents)
 
 
 def _documents(
@@ -178,7 +178,7 @@ def _documents(
     stride: int,
     max_tokens: int | None,
     bos: Bos,
-) -> Passages:
+) -> ScoredWindows:
     start = text_start(tokenizer, bos)
     cuts: list[tuple[Tensor, int]] = []
     num_tokens = num_bytes = dropped = 0
@@ -201,7 +201,7 @@ def _documents(
             break
     if not cuts:
         raise DataError(f"{documents.dataset} holds no document of two tokens or more: pass a data set that does.")
-    return _passages(cuts, num_tokens / num_bytes, dropped, documents)
+    return _windows(cuts, num_tokens / num_bytes, dropped, documents)
 
 
 def _slide(
@@ -213,20 +213,20 @@ def _slide(
     for number in range(_num_windows(len(tokens), room, stride)):
         place = number * stride
         part = tokens[place : place + room]
-        passage = torch.tensor(begun(part.tolist(), start), dtype=torch.int64) if start else part
+        piece = torch.tensor(begun(part.tolist(), start), dtype=torch.int64) if start else part
         new = place + len(part) - judged
-        first = max(1, len(passage) - new)
+        first = max(1, len(piece) - new)
         judged += new
-        if len(passage) > first:
-            yield passage, first
+        if len(piece) > first:
+            yield piece, first
 
 
 def _num_windows(length: int, room: int, stride: int) -> int:
     return 1 + max(0, math.ceil((length - room) / min(stride, room)))
 
 
-def _passages(
+def _windows(
     cuts: Sequence[tuple[Tensor, int]], tokens_per_byte: float, num_dropped: int, documents: Documents
-) -> Passages:
+) -> ScoredWindows:
     tokens, first = zip(*cuts, strict=True)
-    return Passages(tokens, first, tokens_per_byte, num_dropped, documents.reading, documents.are_chats)
+    return ScoredWindows(tokens, first, tokens_per_byte, num_dropped, documents.reading, documents.are_chats)

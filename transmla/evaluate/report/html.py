@@ -7,9 +7,9 @@ from pathlib import Path
 import jinja2
 
 from transmla.errors import OutputError
-from transmla.evaluate.eval_report import EvalReport
-from transmla.evaluate.figures import report_figures
-from transmla.evaluate.sheets import report_sheets, short_names
+from transmla.evaluate.report.plots import report_plots
+from transmla.evaluate.report.report import EvalReport
+from transmla.evaluate.report.tables import report_tables_of, short_names
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -57,7 +57,7 @@ SHA-256 of the tokens {{ text.data.sha256 }}.</p>
 """
 
 
-def write_page(report: EvalReport, path: Path) -> None:
+def write_html(report: EvalReport, path: Path) -> None:
     """Write the report as a page; nothing in it is fetched from anywhere.
 
     Raises:
@@ -70,8 +70,8 @@ def write_page(report: EvalReport, path: Path) -> None:
     page = environment.from_string(_PAGE).render(
         title=", ".join(others) or source,
         source=source,
-        sheets=list(report_sheets(report)),
-        figures=list(report_figures(report)),
+        sheets=list(report_tables_of(report)),
+        figures=list(report_plots(report)),
         models=zip(names, report.models, strict=True),
         texts=zip(texts, report.texts, strict=True),
         report=report,

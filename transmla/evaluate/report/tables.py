@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import fmean
 
 from transmla.bench.report import BenchReport
-from transmla.evaluate.eval_report import EvalReport, GreedyReport, TaskReport, TaskScore, TextReport, TextScore
+from transmla.evaluate.report.report import EvalReport, GreedyReport, TaskReport, TaskScore, TextReport, TextScore
 
 SIGNIFICANT = 0.05
 """Probability below which a difference is not taken for noise."""
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table: the first column holds names, the others mostly numbers."""
 
     title: str
@@ -25,7 +25,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
 
-def report_sheets(report: EvalReport) -> Iterator[Sheet]:
+def report_tables_of(report: EvalReport) -> Iterator[TextTable]:
     """Yield a sheet for each part of the report.
 
     By position, the source's column is its loss, and the others are what they have more.
@@ -57,9 +57,9 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short
 
 
-def _text(text: TextReport, names: Sequence[str], dtype: str) -> Sheet:
+def _text(text: TextReport, names: Sequence[str], dtype: str) -> TextTable:
     data = text.data
-    return Sheet(
+    return TextTable(
         f"{Path(data.dataset).name}: {data.num_positions:,} tokens in {data.protocol}, {dtype}",
         ("Model", "Perplexity", "Bits/byte", "Excess NLL", "KL", "Top-1", "Top-5"),
         tuple(
@@ -77,17 +77,17 @@ def _text(text: TextReport, names: Sequence[str], dtype: str) -> Sheet:
     )
 
 
-def _positions(text: TextReport, names: Sequence[str]) -> Sheet:
+def _positions(text: TextReport, names: Sequence[str]) -> TextTable:
     rows = []
     for number, bucket in enumerate(text.scores[0].positions):
         others = (score.positions[number].excess_nll for score in text.scores[1:])
         label = f"{bucket.start:,} to {bucket.stop - 1:,}"
         rows.append((label, f"{bucket.nll:.4f}", *(_small(excess, "+") for excess in others)))
     title = f"{Path(text.data.dataset).name}: excess NLL by position"
-    return Sheet(title, ("Tokens before", *names), tuple(rows))
+    return TextTable(title, ("Tokens before", *names), tuple(rows))
 
 
-def _tasks(report: EvalReport, names: Sequence[str]) -> Sheet:
+def _tasks(report: EvalReport, names: Sequence[str]) -> TextTable:
     rows: list[tuple[str, ...]] = []
     for task in report.tasks:
         head = (task.label, f"{task.num_items:,}")
@@ -96,7 +96,7 @@ def _tasks(report: EvalReport, names: Sequence[str]) -> Sheet:
             rows.append((*head, name, value, *_difference(score, task)))
             head = ("", "")
     title = f"Tasks, and paired differences to the source; from p {SIGNIFICANT} on they may be noise"
-    return Sheet(title, ("Task", "Items", "Model", "Score", "Difference", "p", "is"), tuple(rows))
+    return TextTable(title, ("Task", "Items", "Model", "Score", "Difference", "p", "is"), tuple(rows))
 
 
 def _difference(score: TaskScore, task: TaskReport) -> tuple[str, ...]:
@@ -111,18 +111,18 @@ def _difference(score: TaskScore, task: TaskReport) -> tuple[str, ...]:
     return (difference, f"{score.p_value:.2g}", verdict)
 
 
-def _contexts(report: EvalReport, names: Sequence[str]) -> Sheet:
+def _contexts(report: EvalReport, names: Sequence[str]) -> TextTable:
     rows = []
     cells = sorted(report.contexts, key=lambda cell: (cell.kind, cell.length))
     for (kind, length), group in groupby(cells, key=lambda cell: (cell.kind, cell.length)):
         columns = zip(*(cell.scores for cell in group), strict=True)
         shares = (fmean(score.token_accuracy for score in column) for column in columns)
         rows.append((kind, f"{length:,}", *map(_percent, shares)))
-    return Sheet("Looking back: tokens said right", ("Task", "Tokens", *names), tuple(rows))
+    return TextTable("Looking back: tokens said right", ("Task", "Tokens", *names), tuple(rows))
 
 
-def _greedy(greedy: GreedyReport, names: Sequence[str]) -> Sheet:
-    return Sheet(
+def _greedy(greedy: GreedyReport, names: Sequence[str]) -> TextTable:
+    return TextTable(
         f"Greedy text behind {greedy.num_prompts} prompts of {greedy.num_prompt_tokens} tokens, "
         f"{greedy.num_new_tokens} each",
         ("Model", "As the source for (median)", "to the end", "Same token behind its text"),
@@ -138,7 +138,7 @@ def _greedy(greedy: GreedyReport, names: Sequence[str]) -> Sheet:
     )
 
 
-def _layers(report: EvalReport, names: Sequence[str]) -> Sheet:
+def _layers(report: EvalReport, names: Sequence[str]) -> TextTable:
     rows = []
     for layers in zip(*(model.layers for model in report.layers), strict=True):
         cells = (f"{layer.relative_error:.1%}  {layer.excess_nll:+.4f}" for layer in layers)
@@ -146,12 +146,12 @@ def _layers(report: EvalReport, names: Sequence[str]) -> Sheet:
     sums = (sum(layer.excess_nll for layer in model.layers) for model in report.layers)
     rows.append(("sum", *(_small(total, "+") for total in sums)))
     title = "One layer at a time: off by, loss rises by"
-    return Sheet(title, ("Layer", *names[1:]), tuple(rows))
+    return TextTable(title, ("Layer", *names[1:]), tuple(rows))
 
 
-def _cost(report: EvalReport, names: Sequence[str]) -> Sheet:
+def _cost(report: EvalReport, names: Sequence[str]) -> TextTable:
     whole = report.models[0].kv_bytes_per_token
-    return Sheet(
+    return TextTable(
         "Cost; the cache is measured, and computed from the config",
         ("Model", "KV bytes/token", "computed", "of the source", "Parameters"),
         tuple(
@@ -167,13 +167,13 @@ def _cost(report: EvalReport, names: Sequence[str]) -> Sheet:
     )
 
 
-def _speed(bench: BenchReport, names: Mapping[str, str]) -> Sheet:
+def _speed(bench: BenchReport, names: Mapping[str, str]) -> TextTable:
     rows = []
     for cell in bench.cells:
         name = names[cell.model] + (", absorbed" if cell.form == "absorbed" else "")
         numbers = (cell.seconds_to_first_token, cell.decode_tokens_per_second, cell.decode_speedup)
         rows.append((name, f"{cell.context:,}", *("-" if number is None else f"{number:.3g}" for number in numbers)))
-    return Sheet(
+    return TextTable(
         f"Speed, {bench.dtype}, {bench.machine}, {bench.num_threads} threads",
         ("Model", "Context", "First token, s", "Decoded tokens/s", "of the source's"),
         tuple(rows),

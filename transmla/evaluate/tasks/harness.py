@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from transmla.data.tokens import check_known
 from transmla.errors import DataError, listed
-from transmla.evaluate.subjects import Subject
-from transmla.evaluate.task_files import TASK_FILES
-from transmla.evaluate.task_outcomes import all_outcomes, guard
-from transmla.evaluate.task_scores import Outcome
-from transmla.evaluate.task_source import failures, open_task
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.tasks.item_files import TASK_FILES
+from transmla.evaluate.tasks.open_task import failures, open_task
+from transmla.evaluate.tasks.outcomes import all_outcomes, guard
+from transmla.evaluate.tasks.scores import Outcome
 from transmla.generate.generation_config import read_settings
 from transmla.progress import Progress, Silent
 from transmla.records import Record
@@ -37,7 +37,7 @@ class Answers(Record):
 
 def run_task(
     task: str,
-    subject: Subject,
+    lazy: LazyModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
     num_fewshot: int | None,
@@ -56,7 +56,7 @@ def run_task(
     # lm-eval and datasets draw bars of their own, and not all of them can be switched off.
     hush = redirect_stderr(StringIO()) if isinstance(progress, Silent) else nullcontext()
     with (
-        progress.task(f"{subject.name} answers {path.stem if path.suffix in TASK_FILES else task}", 1) as advance,
+        progress.task(f"{lazy.name} answers {path.stem if path.suffix in TASK_FILES else task}", 1) as advance,
         hush,
         open_task(task) as opened,
     ):
@@ -69,7 +69,7 @@ def run_task(
         guard(opened)
         with failures(task):
             found = simple_evaluate(
-                _answerer(subject, tokenizer, batch_size),
+                _answerer(lazy, tokenizer, batch_size),
                 tasks=opened.roots,
                 task_manager=opened.manager,
                 num_fewshot=num_fewshot,
@@ -79,11 +79,11 @@ def run_task(
         outcomes = all_outcomes(opened, found, notes)
         advance(1)
     if not outcomes:
-        raise DataError(f"The task {task} has no value for {subject.name}: {' '.join(notes) or 'it has no metric.'}")
+        raise DataError(f"The task {task} has no value for {lazy.name}: {' '.join(notes) or 'it has no metric.'}")
     return Answers(outcomes=outcomes, notes=tuple(dict.fromkeys(notes)))
 
 
-def _answerer(subject: Subject, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
+def _answerer(lazy: LazyModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class Answerer(HFLM):
@@ -104,8 +104,8 @@ def _answerer(subject: Subject, tokenizer: PreTrainedTokenizerBase, batch_size: 
                 print(notes.pop(0), file=sys.stderr)
             return super()._model_generate(*args, **kwargs)
 
-    vocab_size = subject.model.config.vocab_size
-    settings = read_settings(subject.found, vocab_size=vocab_size)
+    vocab_size = lazy.model.config.vocab_size
+    settings = read_settings(lazy.found, vocab_size=vocab_size)
     notes = list(settings.notes)
-    subject.model.generation_config = settings.config()
-    return Answerer(pretrained=subject.model, tokenizer=tokenizer, batch_size=batch_size)
+    lazy.model.generation_config = settings.config()
+    return Answerer(pretrained=lazy.model, tokenizer=tokenizer, batch_size=batch_size)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from transmla.evaluate.eval_report import TaskScore
+from transmla.evaluate.report.report import TaskScore
 from transmla.records import Record
 
 NUM_REPLICATES = 500

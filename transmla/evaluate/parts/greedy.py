@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from transmla.data.tokens import check_known
-from transmla.evaluate.eval_report import GreedyReport, GreedyScore
-from transmla.evaluate.passages import Passages
-from transmla.evaluate.results import Arrays, Results
-from transmla.evaluate.scores import score_tokens
-from transmla.evaluate.subjects import Subject
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.report.report import GreedyReport, GreedyScore
+from transmla.evaluate.result_cache import Arrays, ResultCache
+from transmla.evaluate.token_scores import score_tokens
+from transmla.evaluate.windows import ScoredWindows
 from transmla.progress import Progress
 
 
@@ -34,8 +34,8 @@ class GreedyPart:
         dataset: str,
         prompts: Int[Tensor, "prompts tokens"],
         *,
-        results: Results,
-        source: Subject,
+        results: ResultCache,
+        source: LazyModel,
         num_new_tokens: int,
         batch_size: int,
     ) -> None:
@@ -53,21 +53,21 @@ class GreedyPart:
         self._results, self._source, self._batch_size = results, source, batch_size
         self._found: list[tuple[str, Arrays]] = []
 
-    def measure(self, subject: Subject, progress: Progress) -> None:
+    def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Have the source write, or another model read what it wrote."""
         written = self._written(progress)
-        if subject is self._source:
+        if lazy is self._source:
             return
-        passages = Passages(tuple(written), (self._prompts.shape[1],) * len(written), tokens_per_byte=1.0)
+        windows = ScoredWindows(tuple(written), (self._prompts.shape[1],) * len(written), tokens_per_byte=1.0)
 
         def read() -> Arrays:
             # A source may say what the rows of a padded vocabulary stand for, which is nothing.
-            check_known(written, vocab_size=subject.model.config.vocab_size)
-            with progress.task(f"{subject.name} follows", len(written)) as advance:
-                return score_tokens(subject.model, passages, batch_size=self._batch_size, advance=advance)
+            check_known(written, vocab_size=lazy.model.config.vocab_size)
+            with progress.task(f"{lazy.name} follows", len(written)) as advance:
+                return score_tokens(lazy.model, windows, batch_size=self._batch_size, advance=advance)
 
-        key = {"what": "text", **subject.key, **passages.settings}
-        self._found.append((subject.name, self._results.arrays(key, read)))
+        key = {"what": "text", **lazy.key, **windows.settings}
+        self._found.append((lazy.name, self._results.arrays(key, read)))
 
     def report(self) -> Iterator[GreedyReport]:
         """Put everything together."""

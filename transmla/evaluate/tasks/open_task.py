@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from transmla.errors import DataError, TransMLAError
-from transmla.evaluate.task_files import TASK_FILES, items_config
+from transmla.evaluate.tasks.item_files import TASK_FILES, items_config
 
 # Warnings of lm-eval's that are about how a task is written, or about what is meant to be so here.
 _HARMLESS = (

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from transmla.cli.app import app
 from transmla.errors import OutputError, UsageError
-from transmla.evaluate.card import check_cards, update_cards, with_evaluation
-from transmla.evaluate.eval_report import (
+from transmla.evaluate.report.html import write_html
+from transmla.evaluate.report.model_card import check_cards, update_cards, with_evaluation
+from transmla.evaluate.report.report import (
     Bucket,
     ContextReport,
     ContextScore,
@@ -25,8 +26,7 @@ from transmla.evaluate.eval_report import (
     TextReport,
     TextScore,
 )
-from transmla.evaluate.page import write_page
-from transmla.evaluate.sheets import report_sheets
+from transmla.evaluate.report.tables import report_tables_of
 from transmla.records import Versions
 
 NAMES = ("org/source", "/models/<closed> & form", "/models/healed")
@@ -115,7 +115,7 @@ def make_report(names=NAMES):
                     dataset="texts/wiki.txt",
                     protocol="windows of 1024 tokens",
                     num_tokens=198,
-                    num_passages=2,
+                    num_windows=2,
                     num_positions=196,
                     sha256="a" * 64,
                 ),
@@ -172,10 +172,10 @@ def read(path):
 
 def test_a_page_holds_everything_and_needs_nothing(tmp_path):
     report = make_report()
-    write_page(report, tmp_path / "report.html")
+    write_html(report, tmp_path / "report.html")
     page = read(tmp_path / "report.html")
     shown = " ".join(page.words)
-    for sheet in report_sheets(report):
+    for sheet in report_tables_of(report):
         for cell in (sheet.title, *sheet.headings, *(cell for row in sheet.rows for cell in row)):
             assert cell in shown
     assert page.fetched == []
@@ -186,19 +186,19 @@ def test_a_page_holds_everything_and_needs_nothing(tmp_path):
 
 def test_a_source_alone_has_a_page_as_well(tmp_path):
     report = make_report(NAMES[:1]).model_copy(update={"greedy": (), "layers": ()})
-    write_page(report, tmp_path / "report.html")
+    write_html(report, tmp_path / "report.html")
     assert "20.1250" in " ".join(read(tmp_path / "report.html").words)
 
 
 def test_the_same_report_makes_the_same_page(tmp_path):
     for name in ("one.html", "two.html"):
-        write_page(make_report(), tmp_path / name)
+        write_html(make_report(), tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
 def test_a_page_does_not_tell_where_things_lie_on_the_machine(tmp_path):
     report = make_report([f"/private/place/{name}" for name in ("source", "closed", "healed")])
-    write_page(report, tmp_path / "report.html")
+    write_html(report, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "healed" in page
     assert "wiki.txt" in page
@@ -209,7 +209,7 @@ def test_a_page_does_not_tell_where_things_lie_on_the_machine(tmp_path):
 def test_a_page_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"report.html cannot be written"):
-        write_page(make_report(), tmp_path / "report.html")
+        write_html(make_report(), tmp_path / "report.html")
 
 
 def test_a_card_gets_its_own_numbers_and_the_next_ones_instead(tmp_path):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transmla.errors import OutputError, UsageError
-from transmla.evaluate.eval_report import EvalReport
-from transmla.evaluate.sheets import Sheet, report_sheets
+from transmla.evaluate.report.report import EvalReport
+from transmla.evaluate.report.tables import TextTable, report_tables_of
 
 _START, _END = "<!-- transmla eval: start -->", "<!-- transmla eval: end -->"
 _CARD_FILE = "README.md"
@@ -46,7 +46,7 @@ def update_cards(report: EvalReport) -> None:
 
 def with_evaluation(card: str, report: EvalReport) -> str:
     """Return a card with an evaluation at its end, or in the place of the one before."""
-    sheets = "\n\n".join(_markdown(sheet) for sheet in report_sheets(report))
+    sheets = "\n\n".join(_markdown(sheet) for sheet in report_tables_of(report))
     versions = report.versions
     section = (
         f"{_START}\n## Evaluation\n\n{sheets}\n\nMeasured by transmla {versions.transmla} in {report.dtype} with torch "
@@ -80,7 +80,7 @@ def _of_two(report: EvalReport, number: int) -> EvalReport:
     )
 
 
-def _markdown(sheet: Sheet) -> str:
+def _markdown(sheet: TextTable) -> str:
     lines = [sheet.headings, ("---", *["---:"] * (len(sheet.headings) - 1)), *sheet.rows]
     cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"**{sheet.title}**\n\n" + "\n".join(cells)

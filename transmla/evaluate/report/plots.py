@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy
 
-from transmla.evaluate.eval_report import ContextReport, EvalReport, TaskReport, TextReport
-from transmla.evaluate.sheets import short_names
+from transmla.evaluate.report.report import ContextReport, EvalReport, TaskReport, TextReport
+from transmla.evaluate.report.tables import short_names
 
 
-def report_figures(report: EvalReport) -> Iterator[tuple[str, str]]:
+def report_plots(report: EvalReport) -> Iterator[tuple[str, str]]:
     """Yield a title and an SVG for each part of the report that says more as a picture."""
     names = short_names([model.name for model in report.models])
     if report.texts and len(names) > 1:

@@ -16,13 +16,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from transmla.errors import DataError, UsageError
-from transmla.evaluate.eval_report import TaskReport, TaskScore
-from transmla.evaluate.harness import Answers, run_task
-from transmla.evaluate.results import Results
-from transmla.evaluate.subjects import Subject
-from transmla.evaluate.task_files import TASK_FILES, items_config
-from transmla.evaluate.task_scores import score_outcomes
-from transmla.evaluate.task_source import open_task
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.report.report import TaskReport, TaskScore
+from transmla.evaluate.result_cache import ResultCache
+from transmla.evaluate.tasks.harness import Answers, run_task
+from transmla.evaluate.tasks.item_files import TASK_FILES, items_config
+from transmla.evaluate.tasks.open_task import open_task
+from transmla.evaluate.tasks.scores import score_outcomes
 from transmla.progress import Progress
 
 
@@ -57,8 +57,8 @@ class TasksPart:
         tasks: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        results: Results,
-        source: Subject,
+        results: ResultCache,
+        source: LazyModel,
         num_fewshot: int | None,
         limit: int | None,
         batch_size: int,
@@ -80,12 +80,12 @@ class TasksPart:
         self._identities: dict[str, str] = {}
         self._found: dict[str, list[tuple[str, Answers]]] = {task: [] for task in tasks}
 
-    def measure(self, subject: Subject, progress: Progress) -> None:
+    def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Have a model answer all tasks, and tell what they leave out."""
         for task in self._found:
             key = {
                 "what": "task",
-                **subject.key,
+                **lazy.key,
                 **self._options,
                 "task": self._identity(task, progress),
                 "tokenizer": self._results.fingerprint(self._source.found, weights=False),
@@ -95,7 +95,7 @@ class TasksPart:
             def answer(task: str = task) -> object:
                 return run_task(
                     task,
-                    subject,
+                    lazy,
                     self._tokenizer,
                     batch_size=self._batch_size,
                     progress=progress,
@@ -106,7 +106,7 @@ class TasksPart:
             for note in answers.notes:
                 if not any(note in others.notes for _, others in self._found[task]):
                     print(note, file=sys.stderr)
-            self._found[task].append((subject.name, answers))
+            self._found[task].append((lazy.name, answers))
 
     def report(self) -> list[TaskReport]:
         """Put everything together: a record for each task, metric and filter."""

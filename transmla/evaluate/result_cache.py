@@ -37,7 +37,7 @@ Arrays = dict[str, numpy.ndarray]
 
 
 @contextmanager
-def open_results(*, lasting: bool) -> Iterator[Results]:
+def open_result_cache(*, lasting: bool) -> Iterator[ResultCache]:
     """Open the folder of results under ``$TRANSMLA_CACHE``, or one for this run alone.
 
     Raises:
@@ -45,7 +45,7 @@ def open_results(*, lasting: bool) -> Iterator[Results]:
     """
     if not lasting:
         with tempfile.TemporaryDirectory(prefix="transmla-eval-") as scratch:
-            yield Results(Path(scratch))
+            yield ResultCache(Path(scratch))
         return
     folder = cache_folder() / "eval"
     try:
@@ -55,14 +55,14 @@ def open_results(*, lasting: bool) -> Iterator[Results]:
             f"{folder}, for results that are found again, cannot be made: {error.strerror}; pass --no-cache, or set "
             "TRANSMLA_CACHE."
         ) from None
-    yield Results(folder)
+    yield ResultCache(folder)
     # They save the source a pass over the text, but must not fill a disk.
     for states in folder.glob("*.states"):
         if states.stat().st_size > MAX_STATES:
             states.unlink(missing_ok=True)
 
 
-class Results:
+class ResultCache:
     """A folder of results."""
 
     def __init__(self, folder: Path) -> None:
@@ -124,7 +124,7 @@ class Results:
             raise OutputError(f"{path} cannot be written: {error.strerror}; pass --no-cache.") from None
 
 
-class StateFile:
+class HiddenStateFile:
     """Hidden states behind a decoder, one row a judged token, mapped and not read: the head makes logits of them.
 
     They are as many numbers as the model is wide, where logits would be a vocabulary; with them a source is run over a

@@ -12,11 +12,11 @@ from typing import Any
 import numpy
 
 from transmla.data.vocabulary import SharedTokens
-from transmla.evaluate.eval_report import Bucket, DataReport, TextReport, TextScore
-from transmla.evaluate.passages import Passages
-from transmla.evaluate.results import Arrays, Results, StateFile
-from transmla.evaluate.scores import Reference, score_tokens
-from transmla.evaluate.subjects import Subject
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.report.report import Bucket, DataReport, TextReport, TextScore
+from transmla.evaluate.result_cache import Arrays, HiddenStateFile, ResultCache
+from transmla.evaluate.token_scores import Reference, score_tokens
+from transmla.evaluate.windows import ScoredWindows
 from transmla.modeling.lm_head import model_head
 from transmla.modeling.load import read_config
 from transmla.progress import Progress
@@ -25,7 +25,7 @@ BUCKET = 512
 """Tokens before a judged one, by which losses are put together."""
 
 
-class TextPart:
+class PerplexityPart:
     """One text, judged by all models.
 
     The source leaves its hidden states, so that it reads the text once however many models it is compared with, now or
@@ -38,10 +38,10 @@ class TextPart:
         self,
         dataset: str,
         protocol: str,
-        passages: Passages,
+        windows: ScoredWindows,
         *,
-        results: Results,
-        source: Subject,
+        results: ResultCache,
+        source: LazyModel,
         batch_size: int,
         shared: Mapping[str, SharedTokens],
     ) -> None:
@@ -50,40 +50,40 @@ class TextPart:
         Args:
             dataset: what the user calls it.
             protocol: how it is joined, cut and judged, in words.
-            passages: the text itself.
+            windows: the text itself.
             results: where what is known lies.
             source: that the others are compared with.
-            batch_size: passages at once.
+            batch_size: windows at once.
             shared: the tokens that each of the others, by its folder, shares with the source.
         """
         self._shared = shared
-        self._dataset, self._protocol, self._passages = dataset, protocol, passages
+        self._dataset, self._protocol, self._windows = dataset, protocol, windows
         self._results, self._source, self._batch_size = results, source, batch_size
         self._found: list[tuple[str, Arrays]] = []
 
-    def measure(self, subject: Subject, progress: Progress) -> None:
+    def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Have a model read the text: the source first, then others beside it."""
-        read = self._read_source if subject is self._source else self._read_beside
-        key = self._key(subject)
-        self._found.append((subject.name, self._results.arrays(key, lambda: read(subject, progress))))
+        read = self._read_source if lazy is self._source else self._read_beside
+        key = self._key(lazy)
+        self._found.append((lazy.name, self._results.arrays(key, lambda: read(lazy, progress))))
 
     def report(self) -> list[TextReport]:
         """Put everything together."""
-        passages, source = self._passages, self._found[0][1]
+        windows, source = self._windows, self._found[0][1]
         return [
             TextReport(
                 data=DataReport(
                     dataset=self._dataset,
                     protocol=self._protocol,
-                    num_tokens=passages.num_tokens,
-                    num_passages=len(passages.tokens),
-                    num_positions=passages.num_positions,
-                    num_tokens_dropped=passages.num_dropped,
+                    num_tokens=windows.num_tokens,
+                    num_windows=len(windows.tokens),
+                    num_positions=windows.num_positions,
+                    num_tokens_dropped=windows.num_dropped,
                     **self._rows,
-                    sha256=passages.sha256,
+                    sha256=windows.sha256,
                 ),
                 scores=tuple(
-                    text_score(name, passages, scores, None if scores is source else source)
+                    text_score(name, windows, scores, None if scores is source else source)
                     for name, scores in self._found
                 ),
             )
@@ -91,53 +91,51 @@ class TextPart:
 
     @property
     def _rows(self) -> dict[str, Any]:
-        rows = asdict(self._passages.reading)
+        rows = asdict(self._windows.reading)
         # Nothing is learnt here.
         del rows["dataset"], rows["num_without_answer"]
         return rows
 
-    def _read_source(self, source: Subject, progress: Progress) -> Arrays:
+    def _read_source(self, source: LazyModel, progress: Progress) -> Arrays:
         model = source.model
         with self._task(source, progress) as advance, self._states.filled(self._shape, model.dtype) as rows:
-            return score_tokens(model, self._passages, batch_size=self._batch_size, keep=rows, advance=advance)
+            return score_tokens(model, self._windows, batch_size=self._batch_size, keep=rows, advance=advance)
 
-    def _read_beside(self, converted: Subject, progress: Progress) -> Arrays:
+    def _read_beside(self, converted: LazyModel, progress: Progress) -> Arrays:
         if not self._states.complete:
             self._read_source(self._source, progress)
         source, model = self._source.model, converted.model
         shared = self._shared.get(str(converted.found.folder))
         reference = Reference(model_head(source), self._states.open(self._shape, source.dtype), shared)
         with self._task(converted, progress) as advance:
-            return score_tokens(
-                model, self._passages, batch_size=self._batch_size, reference=reference, advance=advance
-            )
+            return score_tokens(model, self._windows, batch_size=self._batch_size, reference=reference, advance=advance)
 
-    def _task(self, subject: Subject, progress: Progress) -> AbstractContextManager[Callable[[int], None]]:
-        return progress.task(f"{subject.name} reads {Path(self._dataset).name}", len(self._passages.tokens))
+    def _task(self, lazy: LazyModel, progress: Progress) -> AbstractContextManager[Callable[[int], None]]:
+        return progress.task(f"{lazy.name} reads {Path(self._dataset).name}", len(self._windows.tokens))
 
     @property
-    def _states(self) -> StateFile:
-        return StateFile(self._results.path(self._key(self._source), ".states"))
+    def _states(self) -> HiddenStateFile:
+        return HiddenStateFile(self._results.path(self._key(self._source), ".states"))
 
     @property
     def _shape(self) -> tuple[int, int]:
-        return self._passages.num_positions, read_config(self._source.found).hidden_size
+        return self._windows.num_positions, read_config(self._source.found).hidden_size
 
-    def _key(self, subject: Subject) -> dict[str, object]:
-        key = {"what": "text", **subject.key, **self._passages.settings}
-        return key if subject is self._source else key | {"source": self._source.fingerprint}
+    def _key(self, lazy: LazyModel) -> dict[str, object]:
+        key = {"what": "text", **lazy.key, **self._windows.settings}
+        return key if lazy is self._source else key | {"source": self._source.fingerprint}
 
 
-def text_score(name: str, passages: Passages, scores: Arrays, source: Arrays | None = None) -> TextScore:
+def text_score(name: str, windows: ScoredWindows, scores: Arrays, source: Arrays | None = None) -> TextScore:
     """Put the scores of all tokens together.
 
     Args:
         name: of the model.
-        passages: the text.
+        windows: the text.
         scores: of the model.
         source: scores of the source, which the model is compared with.
     """
-    number, before = passages.places()
+    number, before = windows.places()
     nll = _mean(scores["nll"])
     difference = None if source is None else scores["nll"].astype(numpy.float64) - source["nll"]
     buckets = [
@@ -149,7 +147,7 @@ def text_score(name: str, passages: Passages, scores: Arrays, source: Arrays | N
             excess_nll=None if difference is None else _mean(difference[chosen]),
             kl=None if source is None else _mean(scores["kl"][chosen]),
         )
-        for start in range(0, passages.longest, BUCKET)
+        for start in range(0, windows.longest, BUCKET)
         if (chosen := (before >= start) & (before < start + BUCKET)).any()
     ]
     compared = {}
@@ -166,7 +164,7 @@ def text_score(name: str, passages: Passages, scores: Arrays, source: Arrays | N
         model=name,
         nll=nll,
         perplexity=math.exp(nll) if nll < 709 else math.inf,
-        bits_per_byte=nll * passages.tokens_per_byte / math.log(2),
+        bits_per_byte=nll * windows.tokens_per_byte / math.log(2),
         positions=tuple(buckets),
         **compared,
     )
@@ -175,7 +173,7 @@ def text_score(name: str, passages: Passages, scores: Arrays, source: Arrays | N
 def clustered_standard_error(values: numpy.ndarray, cluster: numpy.ndarray) -> float | None:
     """Return the standard error of the mean of values of which those of a cluster may go together.
 
-    The tokens of a passage do. ``None`` where there is one cluster only.
+    The tokens of a window do. ``None`` where there is one cluster only.
     """
     count = int(cluster[-1]) + 1
     if count < 2:

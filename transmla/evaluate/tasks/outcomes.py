@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy
 
-from transmla.evaluate.task_scores import Outcome, replicate
-from transmla.evaluate.task_source import OpenTask, reason_of
+from transmla.evaluate.tasks.open_task import OpenTask, reason_of
+from transmla.evaluate.tasks.scores import Outcome, replicate
 
 
 def guard(opened: OpenTask) -> None:

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from transmla.errors import CheckpointError
-from transmla.evaluate.passages import Passages
-from transmla.evaluate.scores import Reference, score_tokens
+from transmla.evaluate.token_scores import Reference, score_tokens
+from transmla.evaluate.windows import ScoredWindows
 from transmla.modeling.lm_head import model_head
 
 
-def passages(windows, first=1):
-    return Passages(tuple(windows), (first,) * len(windows), tokens_per_byte=0.25)
+def scored(windows, first=1):
+    return ScoredWindows(tuple(windows), (first,) * len(windows), tokens_per_byte=0.25)
 
 
 def states_of(model, text):
@@ -35,12 +35,12 @@ def test_losses_are_the_brute_force_ones(family, windows, first, request):
     model = request.getfixturevalue(family)
     expected = [nll for window in windows for nll in brute_force_nll(model, window, first)]
     for batch_size, chunk in ((1, None), (2, 3), (8, 7)):
-        scores = score_tokens(model, passages(windows, first), batch_size=batch_size, chunk=chunk)
+        scores = score_tokens(model, scored(windows, first), batch_size=batch_size, chunk=chunk)
         assert scores["nll"].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_passages_of_several_lengths_are_judged_in_order(llama, windows):
-    text = Passages((windows[0], windows[1][:7], windows[2][:7], windows[3]), (1, 1, 3, 1), tokens_per_byte=0.25)
+    text = ScoredWindows((windows[0], windows[1][:7], windows[2][:7], windows[3]), (1, 1, 3, 1), tokens_per_byte=0.25)
     expected = [
         nll
         for tokens, first in zip(text.tokens, text.first, strict=True)
@@ -51,7 +51,7 @@ def test_passages_of_several_lengths_are_judged_in_order(llama, windows):
 
 @pytest.mark.parametrize("chunk", [1, 5, None])
 def test_comparisons_are_the_softmax_formulas(llama, deepseek, windows, chunk):
-    text = passages(windows)
+    text = scored(windows)
     scores = score_tokens(deepseek, text, batch_size=2, chunk=chunk, reference=states_of(llama, text))
     with torch.no_grad():
         p, q = (model(windows).logits[:, :-1].flatten(0, 1).double().log_softmax(-1) for model in (llama, deepseek))
@@ -63,7 +63,7 @@ def test_comparisons_are_the_softmax_formulas(llama, deepseek, windows, chunk):
 
 
 def test_a_model_agrees_with_itself(llama, windows):
-    text = passages(windows)
+    text = scored(windows)
     scores = score_tokens(llama, text, reference=states_of(llama, text))
     assert scores["kl"].max() == 0
     assert scores["top1"].all()
@@ -72,7 +72,7 @@ def test_a_model_agrees_with_itself(llama, windows):
 
 def test_every_passage_is_reported_once(llama, windows):
     steps = []
-    score_tokens(llama, passages(windows), batch_size=2, advance=steps.append)
+    score_tokens(llama, scored(windows), batch_size=2, advance=steps.append)
     assert steps == [2, 2, 1]
 
 
@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_names_the_model(llama, windows, dtype, remedy
     with torch.no_grad():
         broken.lm_head.weight[3, 3] = torch.nan
     with pytest.raises(CheckpointError, match=rf"The loss of some/model is not finite in \w+: {remedy}\."):
-        score_tokens(broken, passages(windows))
+        score_tokens(broken, scored(windows))
 
 
 def test_logits_exist_for_a_few_positions_only(llama, windows, monkeypatch):
@@ -101,6 +101,6 @@ def test_logits_exist_for_a_few_positions_only(llama, windows, monkeypatch):
 
         return apply
 
-    monkeypatch.setattr("transmla.evaluate.scores.model_head", watched)
-    score_tokens(llama, passages(windows), batch_size=5, chunk=4)
+    monkeypatch.setattr("transmla.evaluate.token_scores.model_head", watched)
+    score_tokens(llama, scored(windows), batch_size=5, chunk=4)
     assert max(largest) == 4 * llama.config.vocab_size

@@ -1,4 +1,4 @@
-"""Results are found again for what is the same, and never for what only looks so."""
+"""ResultCache are found again for what is the same, and never for what only looks so."""
 
 import json
 import mmap
@@ -13,9 +13,9 @@ from transmla.checkpoint import stamps
 from transmla.checkpoint.source import Source
 from transmla.config import EvalRequest
 from transmla.errors import CheckpointError
-from transmla.evaluate import results as module
-from transmla.evaluate import subjects
-from transmla.evaluate.results import Results
+from transmla.evaluate import lazy_model as lazy_models
+from transmla.evaluate import result_cache as module
+from transmla.evaluate.result_cache import ResultCache
 from transmla.evaluate.run import evaluate
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -102,7 +102,7 @@ def test_weights_that_are_replaced_with_their_time_kept_are_seen(folder, other, 
     "name", ["config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja", "adapter_config.json"]
 )
 def test_every_file_that_decides_is_in_the_fingerprint(folder, tmp_path, name):
-    results, model = Results(tmp_path), Source("model", folder)
+    results, model = ResultCache(tmp_path), Source("model", folder)
     path = folder / name
     content = path.read_text() if path.exists() else '{"lora_alpha": 1}'
     found = set()
@@ -116,7 +116,7 @@ def test_every_file_that_decides_is_in_the_fingerprint(folder, tmp_path, name):
 def test_a_large_file_is_read_once_in_its_life(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(stamps, "SMALL", 0)
     monkeypatch.setattr(module, "SETTLED_NS", 0)
-    results, model = Results(tmp_path), Source("model", folder)
+    results, model = ResultCache(tmp_path), Source("model", folder)
     before = results.fingerprint(model)
     with monkeypatch.context() as patch:
         patch.setattr(module.hashlib, "file_digest", lambda *_: pytest.fail("It is read again."))
@@ -129,7 +129,7 @@ def test_a_large_file_is_read_once_in_its_life(folder, tmp_path, monkeypatch):
 def test_the_hash_of_a_young_file_is_not_kept(folder, tmp_path, monkeypatch):
     """What is written in the same tick of the clock would be taken for it."""
     monkeypatch.setattr(stamps, "SMALL", 0)
-    results, model = Results(tmp_path / "results"), Source("model", folder)
+    results, model = ResultCache(tmp_path / "results"), Source("model", folder)
     results.folder.mkdir()
     results.fingerprint(model)
     assert not list(results.folder.iterdir())
@@ -141,13 +141,13 @@ def test_the_hash_of_a_young_file_is_not_kept(folder, tmp_path, monkeypatch):
 def test_weights_that_change_before_they_are_loaded_are_refused(folder, other, tmp_path, text, monkeypatch):
     """A training may put new ones there while other models are read."""
     (tmp_path / "text.txt").write_text(text)
-    load = subjects.load_model
+    load = lazy_models.load_model
 
     def late(*args, **options):
         shutil.copy2(other, folder / "model.safetensors")
         return load(*args, **options)
 
-    monkeypatch.setattr(subjects, "load_model", late)
+    monkeypatch.setattr(lazy_models, "load_model", late)
     request = EvalRequest(
         source=str(folder), dataset=str(tmp_path / "text.txt"), window=32, max_tokens=64, device="cpu"
     )
@@ -196,9 +196,9 @@ def test_a_task_whose_files_are_replaced_with_their_time_kept_is_asked_again(fol
 
 
 def test_other_batches_and_types_are_other_results(folder, tmp_path):
-    subject = {"found": Source("m", folder), "fingerprint": "f", "device": module.torch.device("cpu"), "stamp": {}}
+    lazy = {"found": Source("m", folder), "fingerprint": "f", "device": module.torch.device("cpu"), "stamp": {}}
     keys = [
-        subjects.Subject(dtype=dtype, batch_size=batch_size, **subject).key
+        lazy_models.LazyModel(dtype=dtype, batch_size=batch_size, **lazy).key
         for dtype in ("float32", "bfloat16")
         for batch_size in (1, 4)
     ]

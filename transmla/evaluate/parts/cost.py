@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transmla.evaluate.eval_report import ModelReport
-from transmla.evaluate.results import Results
-from transmla.evaluate.subjects import Subject
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.report.report import ModelReport
+from transmla.evaluate.result_cache import ResultCache
 from transmla.modeling.kv_cache import computed_cache_numbers, measure_cache
 from transmla.progress import Progress
 
@@ -16,15 +16,15 @@ class CostPart:
 
     field = "models"
 
-    def __init__(self, *, results: Results) -> None:
+    def __init__(self, *, results: ResultCache) -> None:
         self._results = results
         self._found: list[ModelReport] = []
 
-    def measure(self, subject: Subject, progress: Progress) -> None:
+    def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Count a model's parameters and what it caches."""
 
         def count() -> dict[str, Any]:
-            model = subject.model
+            model = lazy.model
             use = measure_cache(model)
             return {
                 "kv_bytes_per_token": use.bytes_per_token,
@@ -33,8 +33,8 @@ class CostPart:
                 "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             }
 
-        counted = self._results.record({"what": "cost", **subject.key}, count)
-        self._found.append(ModelReport(name=subject.name, fingerprint=subject.fingerprint, **counted))
+        counted = self._results.record({"what": "cost", **lazy.key}, count)
+        self._found.append(ModelReport(name=lazy.name, fingerprint=lazy.fingerprint, **counted))
 
     def report(self) -> list[ModelReport]:
         """Return what was counted."""

@@ -18,46 +18,48 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from transmla.errors import UsageError
-from transmla.evaluate.eval_report import LayerScore, LayersReport
-from transmla.evaluate.passages import Passages
-from transmla.evaluate.results import Arrays, Results
-from transmla.evaluate.scores import score_tokens
-from transmla.evaluate.subjects import Subject
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.report.report import LayerScore, LayersReport
+from transmla.evaluate.result_cache import Arrays, ResultCache
+from transmla.evaluate.token_scores import score_tokens
+from transmla.evaluate.windows import ScoredWindows
 from transmla.modeling.absorption import has_latent_attention, set_form
 from transmla.progress import Progress
 
 
-class LayersPart:
+class LayerwisePart:
     """The layers of all converted models."""
 
     field = "layers"
 
-    def __init__(self, dataset: str, passages: Passages, *, results: Results, source: Subject, batch_size: int) -> None:
+    def __init__(
+        self, dataset: str, windows: ScoredWindows, *, results: ResultCache, source: LazyModel, batch_size: int
+    ) -> None:
         """Take a few windows of a text.
 
         Args:
             dataset: what the user calls it.
-            passages: the windows.
+            windows: the windows.
             results: where what is known lies.
             source: whose layers are replaced.
             batch_size: windows at once.
         """
-        self._dataset, self._passages = dataset, passages
+        self._dataset, self._windows = dataset, windows
         self._results, self._source, self._batch_size = results, source, batch_size
         self._found: list[tuple[str, Arrays]] = []
 
-    def measure(self, subject: Subject, progress: Progress) -> None:
+    def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Put a model's layers into the source, one after the other."""
-        if subject is self._source:
+        if lazy is self._source:
             return
-        key = {"what": "layers", **subject.key, "source": self._source.fingerprint, **self._passages.settings}
+        key = {"what": "layers", **lazy.key, "source": self._source.fingerprint, **self._windows.settings}
 
         def read() -> Arrays:
             return measure_layers(
-                self._source.model, subject.model, self._passages, batch_size=self._batch_size, progress=progress
+                self._source.model, lazy.model, self._windows, batch_size=self._batch_size, progress=progress
             )
 
-        self._found.append((subject.name, self._results.arrays(key, read)))
+        self._found.append((lazy.name, self._results.arrays(key, read)))
 
     def report(self) -> Iterator[LayersReport]:
         """Put everything together."""
@@ -67,7 +69,7 @@ class LayersPart:
             yield LayersReport(
                 model=name,
                 dataset=self._dataset,
-                num_positions=self._passages.num_positions,
+                num_positions=self._windows.num_positions,
                 layers=tuple(
                     LayerScore(
                         layer=layer,
@@ -81,7 +83,7 @@ class LayersPart:
 
 
 def measure_layers(
-    source: PreTrainedModel, converted: PreTrainedModel, passages: Passages, *, batch_size: int, progress: Progress
+    source: PreTrainedModel, converted: PreTrainedModel, windows: ScoredWindows, *, batch_size: int, progress: Progress
 ) -> Arrays:
     """Replace the source's attention by the converted one, layer after layer.
 
@@ -102,11 +104,11 @@ def measure_layers(
     try:
         errors, losses = [], []
         with progress.task(f"Layers of {converted.name_or_path}", len(pairs) + 1) as advance:
-            source_nll = _mean_nll(source, passages, batch_size)
+            source_nll = _mean_nll(source, windows, batch_size)
             advance(1)
             for layer, substitute in pairs:
                 with _replaced(layer, _Substitute(substitute, rotary, scale)) as error:
-                    losses.append(_mean_nll(source, passages, batch_size))
+                    losses.append(_mean_nll(source, windows, batch_size))
                 errors.append(error.relative)
                 advance(1)
     finally:
@@ -114,8 +116,8 @@ def measure_layers(
     return {"error": numpy.array(errors), "nll": numpy.array(losses), "source_nll": numpy.array(source_nll)}
 
 
-def _mean_nll(model: PreTrainedModel, passages: Passages, batch_size: int) -> float:
-    return float(score_tokens(model, passages, batch_size=batch_size)["nll"].mean(dtype=numpy.float64))
+def _mean_nll(model: PreTrainedModel, windows: ScoredWindows, batch_size: int) -> float:
+    return float(score_tokens(model, windows, batch_size=batch_size)["nll"].mean(dtype=numpy.float64))
 
 
 @dataclass(frozen=True)

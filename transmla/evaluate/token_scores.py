@@ -1,6 +1,6 @@
 """What a model says about every judged token of a text, alone or beside its source, in bounded memory.
 
-The logits of a passage are its tokens times the vocabulary, by far the largest tensor of an evaluation, yet each
+The logits of a window are its tokens times the vocabulary, by far the largest tensor of an evaluation, yet each
 position's are needed once. So the decoder runs once, and the head on a few positions at a time.
 """
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from transmla.data.vocabulary import SharedTokens
 from transmla.errors import CheckpointError
-from transmla.evaluate.passages import Passages
+from transmla.evaluate.windows import ScoredWindows
 from transmla.modeling.lm_head import model_head
 
 CHUNK_NUMBERS = 2**24
@@ -47,14 +47,14 @@ class Reference:
         return _compare(p, q)
 
 
-def _ignore(passages: int) -> None:
+def _ignore(windows: int) -> None:
     pass
 
 
 @torch.inference_mode()
 def score_tokens(
     model: PreTrainedModel,
-    passages: Passages,
+    windows: ScoredWindows,
     *,
     batch_size: int = 1,
     chunk: int | None = None,
@@ -66,15 +66,15 @@ def score_tokens(
 
     Args:
         model: the model.
-        passages: the text.
-        batch_size: passages at once, where neighbours are of one length.
+        windows: the text.
+        batch_size: windows at once, where neighbours are of one length.
         chunk: positions that have logits at once; by default as many as make 64 MB.
         reference: the source.
         keep: takes the hidden states.
-        advance: is called with the number of passages just done.
+        advance: is called with the number of windows just done.
 
     Returns:
-        ``nll``: ``-log p(token | the passage so far)``, in nats; ``right``: whether the token is the likeliest one.
+        ``nll``: ``-log p(token | the window so far)``, in nats; ``right``: whether the token is the likeliest one.
         With a reference also ``kl``: KL(source || model), in nats; ``top1``: whether both hold the same token for the
         likeliest; ``top5``: the share of the source's five likeliest tokens that are among the model's.
 
@@ -84,7 +84,7 @@ def score_tokens(
     head, chunk = model_head(model), chunk or max(1, CHUNK_NUMBERS // model.config.vocab_size)
     found: dict[str, list[Tensor]] = {}
     done = 0
-    for batch, first in passages.batches(batch_size):
+    for batch, first in windows.batches(batch_size):
         tokens = batch.to(model.device)
         hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
         hidden, targets = hidden[:, first - 1 : -1].flatten(0, 1), tokens[:, first:].flatten()

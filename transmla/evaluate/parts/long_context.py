@@ -17,15 +17,15 @@ from transformers import PreTrainedTokenizerBase
 
 from transmla.data.synthetic import RecallPrompt, copy_prompt, needle_prompt, whole_words
 from transmla.data.tokens import check_known
-from transmla.evaluate.eval_report import ContextReport, ContextScore, Kind
-from transmla.evaluate.passages import Passages
-from transmla.evaluate.results import Arrays, Results
-from transmla.evaluate.scores import score_tokens
-from transmla.evaluate.subjects import Subject
+from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.report.report import ContextReport, ContextScore, Kind
+from transmla.evaluate.result_cache import Arrays, ResultCache
+from transmla.evaluate.token_scores import score_tokens
+from transmla.evaluate.windows import ScoredWindows
 from transmla.progress import Progress
 
 
-class ContextPart:
+class LongContextPart:
     """Needles and copies at several lengths, for all models."""
 
     field = "contexts"
@@ -34,7 +34,7 @@ class ContextPart:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        results: Results,
+        results: ResultCache,
         vocab_size: int,
         lengths: Sequence[int],
         num_depths: int,
@@ -70,23 +70,23 @@ class ContextPart:
             check_known(torch.tensor([trial.tokens for trial in trials]), vocab_size=vocab_size)
         self._found: list[tuple[str, list[Arrays]]] = []
 
-    def measure(self, subject: Subject, progress: Progress) -> None:
+    def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Have a model read all texts."""
-        with progress.task(f"{subject.name} looks back", sum(map(len, self._cells.values()))) as advance:
+        with progress.task(f"{lazy.name} looks back", sum(map(len, self._cells.values()))) as advance:
             found = []
             for trials in self._cells.values():
-                passages = Passages(
+                windows = ScoredWindows(
                     tuple(torch.tensor(trial.tokens) for trial in trials),
                     tuple(len(trial.tokens) - trial.answer for trial in trials),
                     tokens_per_byte=1.0,
                 )
 
-                def read(passages: Passages = passages) -> Arrays:
-                    return score_tokens(subject.model, passages, batch_size=self._batch_size)
+                def read(windows: ScoredWindows = windows) -> Arrays:
+                    return score_tokens(lazy.model, windows, batch_size=self._batch_size)
 
-                found.append(self._results.arrays({"what": "text", **subject.key, **passages.settings}, read))
+                found.append(self._results.arrays({"what": "text", **lazy.key, **windows.settings}, read))
                 advance(len(trials))
-        self._found.append((subject.name, found))
+        self._found.append((lazy.name, found))
 
     def report(self) -> Iterator[ContextReport]:
         """Put everything together."""

@@ -28,14 +28,14 @@ class ModelReport(Record):
 class DataReport(Record):
     """A text: enough to know whether two reports speak of the same tokens.
 
-    ``num_positions`` tokens are judged; ``num_tokens_dropped`` of the text are in no passage, and ``num_without_text``
+    ``num_positions`` tokens are judged; ``num_tokens_dropped`` of the text are in no window, and ``num_without_text``
     rows hold nothing.
     """
 
     dataset: str
     protocol: str
     num_tokens: int
-    num_passages: int
+    num_windows: int
     num_positions: int
     num_tokens_dropped: int = 0
     columns: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class DataReport(Record):
 
 
 class Bucket(Record):
-    """The judged tokens that have ``start`` to ``stop`` others before them in their passage."""
+    """The judged tokens that have ``start`` to ``stop`` others before them in their window."""
 
     start: int
     stop: int
@@ -61,7 +61,7 @@ class Bucket(Record):
 class TextScore(Record):
     """How a model predicts a text; the comparisons are with the source, and ``None`` for the source itself.
 
-    ``excess_se`` is the standard error of the excess over texts like this one, passages taken for independent.
+    ``excess_se`` is the standard error of the excess over texts like this one, windows taken for independent.
     ``top5_agreement`` is the share of the source's five likeliest tokens that are among the model's.
     """
 
