@@ -24,7 +24,7 @@ from transmla.calibration.stream import SourceStream
 from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
 from transmla.config import ConvertRequest, EvalRequest
-from transmla.convert import walk
+from transmla.convert import layers as walk
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.run import convert
 from transmla.evaluate.run import evaluate

@@ -12,7 +12,7 @@ import pytest
 
 from tests.factory import tiny_checkpoint
 from transmla.config import ConvertRequest
-from transmla.convert.inspect import Inspection
+from transmla.convert.inspection import Inspection
 from transmla.convert.report import ConversionReport
 from transmla.convert.summary import PlanSummary
 

@@ -18,7 +18,7 @@ from tests.factory import tiny_checkpoint
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.checkpoint.journal import Journal
 from transmla.config import ConvertRequest
-from transmla.convert import walk
+from transmla.convert import layers as walk
 from transmla.convert.run import convert
 
 TOKENS = 320
@@ -161,14 +161,14 @@ def factor_logits(source: Path, layers: list, frequencies: torch.Tensor, ids: to
 def convert_and_keep(*args: Any, **choices: Any):
     """Convert and return the report and the plain factors of every layer, before they were folded."""
     factors = []
-    fold = walk.fold_layer
+    fold = walk.to_deepseek
 
     def kept(layer, *args, **kwargs):
         factors.append(layer.map(torch.Tensor.double))
         return fold(layer, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walk, "fold_layer", kept)
+        patch.setattr(walk, "to_deepseek", kept)
         report = convert(asked(*args, **choices))
     return report, factors
 

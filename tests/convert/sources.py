@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from transmla.config import ConvertRequest, InspectRequest
-from transmla.convert.inspect import inspect
+from transmla.convert.inspection import inspect
 from transmla.convert.plan import plan_conversion
 from transmla.errors import TransMLAError
 

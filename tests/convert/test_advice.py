@@ -17,7 +17,7 @@ from tests.factory import tiny_checkpoint
 from transmla.cli.app import app
 from transmla.config import ConvertRequest
 from transmla.config.refusal import Refusal
-from transmla.convert import choices, run, sizes
+from transmla.convert import run, sizes, validate
 from transmla.convert.plan import plan_conversion
 from transmla.convert.summary import Prediction
 from transmla.deepseek import engines
@@ -263,7 +263,7 @@ def raises_in(module) -> dict[int, str]:
 
 
 def test_every_refusal_is_tried_above(sources, tmp_path):
-    modules = {module.__file__: raises_in(module) for module in (sizes, choices, engines)}
+    modules = {module.__file__: raises_in(module) for module in (sizes, validate, engines)}
     missing = {name for lines in modules.values() for name in lines.values()}
     for kind, flags in REFUSED:
         trace = refused([str(sources(kind)), str(tmp_path / "out"), *flags]).__context__.__traceback__

@@ -12,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error
-from transmla.convert.deepseek_tensors import fold_layer, unfold_layer
-from transmla.convert.latent import LatentAttention
+from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
+from transmla.convert.latent_attention import LatentAttention
 from transmla.convert.layer import complex_layer, compress_queries
 from transmla.deepseek.neutral_norm import NORMS, residual_scale
 from transmla.deepseek.sizes import MLASizes
@@ -40,7 +40,7 @@ def compressed(layer):
 
 def fold(layer, sizes=SIZES, norm=PORTABLE, *, residual=1.0, moment=None, bound=BOUND):
     moment = random_moments(WEIGHTS).uniform if moment is None else moment
-    return fold_layer(layer, sizes, norm, input_moment=moment, input_bound=bound, residual=residual)
+    return to_deepseek(layer, sizes, norm, input_moment=moment, input_bound=bound, residual=residual)
 
 
 def normed(tensors, which, x, *, eps):
@@ -181,7 +181,7 @@ def test_tensors_have_the_stock_names_and_shapes(compressed, layer):
 def test_what_was_folded_unfolds_to_the_same_attention(request, norm, sizes, low_rank_queries):
     layer = request.getfixturevalue("compressed" if low_rank_queries else "layer")
     sizes = replace(sizes, q_lora_rank=9 if low_rank_queries else None)
-    unfolded = unfold_layer(fold(layer, sizes, norm, residual=0.3), sizes, norm, residual=0.3)
+    unfolded = from_deepseek(fold(layer, sizes, norm, residual=0.3), sizes, norm, residual=0.3)
     assert unfolded.latent.shape == (sizes.kv_lora_rank, HIDDEN)
     x = randn(TOKENS, HIDDEN, seed=31)
     error = relative_error(latent_attention(unfolded, x, SLOTS), latent_attention(layer, x, SLOTS))

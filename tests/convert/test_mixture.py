@@ -22,8 +22,8 @@ from tests.convert.models import (
 )
 from tests.factory import tiny_checkpoint
 from transmla.arch.experts import Expert
+from transmla.convert.fit.routing import RouterInputs
 from transmla.convert.plan import plan_conversion
-from transmla.convert.routing import RouterInputs
 from transmla.convert.run import convert
 from transmla.errors import UnsupportedModelError, UsageError
 

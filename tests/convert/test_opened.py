@@ -20,7 +20,7 @@ from transmla.checkpoint import hub
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.safetensors import SINGLE_FILE
 from transmla.config import ConvertRequest, InspectRequest
-from transmla.convert.inspect import inspect
+from transmla.convert.inspection import inspect
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
 from transmla.errors import TransMLAError

@@ -14,7 +14,7 @@ from tests.factory import tiny_checkpoint
 from tests.published.checkpoints import write_holes
 from transmla.checkpoint.safetensors import SINGLE_FILE
 from transmla.config import InspectRequest
-from transmla.convert.inspect import inspect
+from transmla.convert.inspection import inspect
 
 
 @pytest.fixture(scope="module")

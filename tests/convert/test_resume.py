@@ -21,8 +21,8 @@ from transmla.calibration.stream import SourceStream
 from transmla.checkpoint.writer import CheckpointWriter
 from transmla.config import ConvertRequest
 from transmla.convert import run as conversion
+from transmla.convert.layers import convert_layers
 from transmla.convert.plan import plan_conversion
-from transmla.convert.walk import walk_layers
 
 LAYERS = 3
 # Neither the fitted nor the held-out windows fill their last batch.
@@ -67,10 +67,10 @@ def test_resumed_bytes_are_those_of_an_undisturbed_run(cli, source, flags, undis
     assert names(output.parent) == {".out.partial"}
 
     converted = []
-    walk = conversion.walk_layers
+    walk = conversion.convert_layers
     monkeypatch.setattr(
         conversion,
-        "walk_layers",
+        "convert_layers",
         lambda *args, **kwargs: (converted.append(report.layer) or report for report in walk(*args, **kwargs)),
     )
     result = cli("convert", source, output, *flags, "--resume")
@@ -138,14 +138,14 @@ def test_layers_that_are_passed_over_see_the_same_batches(source, flags, output,
 
     monkeypatch.setattr(SourceStream, "advance", watched)
     stored: dict[str, torch.Tensor] = {}
-    assert len(list(walk_layers(plan, windows, write=stored.update))) == LAYERS
+    assert len(list(convert_layers(plan, windows, write=stored.update))) == LAYERS
     assert seen == [3, 2, 2] * LAYERS
     seen.clear()
 
     def read_stored(names):
         return {name: stored[name] for name in names}
 
-    assert not list(walk_layers(plan, windows, write=stored.update, start=LAYERS, read_stored=read_stored))
+    assert not list(convert_layers(plan, windows, write=stored.update, start=LAYERS, read_stored=read_stored))
     assert seen == [3, 2, 2] * LAYERS
 
 
@@ -206,9 +206,9 @@ def test_without_resume_it_starts_anew(cli, source, flags, undisturbed, output, 
         interrupt_after(patch, 2, KeyboardInterrupt())
         assert cli("convert", source, output, *flags, "--seed", "3").exit_code == 130
     started = []
-    walk = conversion.walk_layers
+    walk = conversion.convert_layers
     monkeypatch.setattr(
-        conversion, "walk_layers", lambda *args, start, **kw: started.append(start) or walk(*args, start=start, **kw)
+        conversion, "convert_layers", lambda *args, start, **kw: started.append(start) or walk(*args, start=start, **kw)
     )
     assert cli("convert", source, output, *flags).exit_code == 0
     assert started == [0]

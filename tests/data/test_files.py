@@ -22,7 +22,7 @@ from transmla.data.documents import Documents, open_documents
 from transmla.data.text import first_tokens
 from transmla.errors import DataError
 from transmla.evaluate.windows import read_windows
-from transmla.finetune.documents import read_documents
+from transmla.finetune.data.documents import read_documents
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "data.md"
 COMMANDS = ("convert --calibration", "eval --dataset", "eval --per-document", "finetune --dataset")

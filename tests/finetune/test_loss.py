@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from transmla.bench.memory import LiveTensors
-from transmla.finetune.loss import Mix, chunked_loss
-from transmla.finetune.teacher import FullTargets, TopTargets
+from transmla.finetune.distill.loss import Mix, chunked_loss
+from transmla.finetune.distill.teacher import FullTargets, TopTargets
 
 POSITIONS, HIDDEN, VOCAB = 23, 12, 57
 

@@ -15,12 +15,12 @@ from transmla.arch.skeleton import Skeleton
 from transmla.bench.memory import LiveTensors
 from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.data.vocabulary import SharedTokens
-from transmla.finetune import loss
-from transmla.finetune.loss import Mix
-from transmla.finetune.memory import Setting, estimate_memory
-from transmla.finetune.student import Student
-from transmla.finetune.teacher import FullTargets, Lesson
-from transmla.finetune.trained import choose_trained, take_types
+from transmla.finetune.distill import loss
+from transmla.finetune.distill.loss import Mix
+from transmla.finetune.distill.student import Student
+from transmla.finetune.distill.teacher import FullTargets, TeacherOutputs
+from transmla.finetune.memory_estimate import Setting, estimate_memory
+from transmla.finetune.parameters import choose_trained, take_types
 from transmla.modeling import absorb
 
 # Large enough beside the odds and ends that no estimate counts.
@@ -51,22 +51,24 @@ CASES += [("attention", False, True, SharedTokens(3000, 3200))]
 def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing, shared):
     # As large a part of the logits at once as in large models.
     monkeypatch.setattr(loss, "CPU_CHUNK_NUMBERS", 2**18)
-    monkeypatch.setattr("transmla.finetune.memory.CPU_CHUNK_NUMBERS", 2**18)
+    monkeypatch.setattr("transmla.finetune.memory_estimate.CPU_CHUNK_NUMBERS", 2**18)
     torch.manual_seed(0)
     model = absorb(DeepseekV3ForCausalLM(CONFIG))
     trained = choose_trained(model, train, lora_rank=8, lora_alpha=8)
     take_types(model, halved=bf16)
     if checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    student = Student.made_of(model, Mix(0.1)).train()
+    student = Student.from_model(model, Mix(0.1)).train()
     optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
     tokens = torch.randint(3000, (BATCH, WINDOW))
     teacher = torch.nn.Linear(64, shared.num_there if shared else 3000, bias=False)
-    lesson = Lesson(FullTargets(torch.randn(BATCH * (WINDOW - 1), 64), teacher, torch.device("cpu"), shared))
+    teacher_outputs = TeacherOutputs(
+        FullTargets(torch.randn(BATCH * (WINDOW - 1), 64), teacher, torch.device("cpu"), shared)
+    )
     with LiveTensors() as meter:
         for _ in range(3):
             with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-                output = student(tokens, torch.arange(WINDOW).expand(BATCH, -1), tokens, lesson)
+                output = student(tokens, torch.arange(WINDOW).expand(BATCH, -1), tokens, teacher_outputs)
             output["loss"].backward()
             optimiser.step()
             optimiser.zero_grad()

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, default_collate
 from tests.factory import TEXT, tiny_tokenizer
 from transmla.config import FinetuneRequest
 from transmla.errors import DataError
-from transmla.finetune.data import load_data
-from transmla.finetune.documents import Document
-from transmla.finetune.order import PassSampler
-from transmla.finetune.packing import Filler, PackedDataset, StreamedDataset, pack
-from transmla.finetune.student import IGNORED
+from transmla.finetune.data.datasets import load_data
+from transmla.finetune.data.documents import Document
+from transmla.finetune.data.order import PassSampler
+from transmla.finetune.data.packing import Filler, PackedDataset, StreamedDataset, pack
+from transmla.finetune.distill.student import IGNORE_INDEX
 
 
 def rows(count, first=2, window=4):
@@ -70,8 +70,8 @@ def test_passes_and_seeds_have_orders_of_their_own():
 def test_a_filler_teaches_nothing():
     dataset = PackedDataset(rows(3))
     filler, item = dataset[Filler(1)], dataset[1]
-    assert (filler.pop("labels") == IGNORED).all()
-    assert (item.pop("labels") != IGNORED).any()
+    assert (filler.pop("labels") == IGNORE_INDEX).all()
+    assert (item.pop("labels") != IGNORE_INDEX).any()
     assert all(torch.equal(filler[key], item[key]) for key in item)
 
 

@@ -12,9 +12,9 @@ from tests.factory import TEXT, tiny_checkpoint, tiny_tokenizer
 from transmla.data.documents import Documents, open_documents
 from transmla.errors import DataError
 from transmla.evaluate.windows import read_windows
-from transmla.finetune.documents import Document, read_documents
-from transmla.finetune.packing import Counts, PackedDataset, StreamedDataset, pack
-from transmla.finetune.student import IGNORED
+from transmla.finetune.data.documents import Document, read_documents
+from transmla.finetune.data.packing import Counts, PackedDataset, StreamedDataset, pack
+from transmla.finetune.distill.student import IGNORE_INDEX
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
@@ -66,7 +66,7 @@ def test_rows_are_documents_with_an_end(tokenizer, tmp_path):
         "<s>The wheel.</s>",
         "<s>The ninth winter.</s>",
     ]
-    assert all(all(document.learnt) for document in documents)
+    assert all(all(document.loss_mask) for document in documents)
 
 
 def test_a_text_that_is_laid_out_already_begins_and_ends_once(tokenizer, tmp_path):
@@ -78,7 +78,7 @@ def test_a_text_that_is_laid_out_already_begins_and_ends_once(tokenizer, tmp_pat
 def test_a_text_file_is_one_stream(tokenizer, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     documents = list(read_documents(str(tmp_path / "text.txt"), tokenizer))
-    assert [document.begins for document in documents] == [True] + [False] * (len(documents) - 1)
+    assert [document.document_start for document in documents] == [True] + [False] * (len(documents) - 1)
     joined = [token for document in documents for token in document.tokens]
     assert joined == tokenizer(TEXT)["input_ids"]
 
@@ -86,7 +86,7 @@ def test_a_text_file_is_one_stream(tokenizer, tmp_path):
 def test_only_what_the_assistant_says_is_learnt(tokenizer, tmp_path):
     path = write_rows(tmp_path / "chat.jsonl", [{"messages": CONVERSATION}])
     [document] = read_documents(path, tokenizer)
-    learnt = [token for token, learn in zip(document.tokens, document.learnt, strict=True) if learn]
+    learnt = [token for token, learn in zip(document.tokens, document.loss_mask, strict=True) if learn]
     assert tokenizer.decode(learnt) == "The wheel.<|end|>\nThe ninth.<|end|>\n"
     assert tokenizer.decode(document.tokens).startswith("<|system|>Be brief.<|end|>\n<|user|>What")
     assert document.whole
@@ -101,7 +101,7 @@ def test_where_earlier_turns_change_each_answer_is_a_document(tokenizer, tmp_pat
         "<|system|><|user|><|assistant|><|user|>Which winter?<|assistant|>The ninth.",
     ]
     for document, answer in zip(documents, ("The wheel.", "The ninth."), strict=True):
-        learnt = [token for token, learn in zip(document.tokens, document.learnt, strict=True) if learn]
+        learnt = [token for token, learn in zip(document.tokens, document.loss_mask, strict=True) if learn]
         assert tokenizer.decode(learnt) == answer
 
 
@@ -117,7 +117,7 @@ def test_conversations_in_which_nobody_answers_are_counted(tokenizer, tmp_path):
 def test_messages_may_have_another_column(tokenizer, tmp_path):
     path = write_rows(tmp_path / "chat.jsonl", [{"talk": CONVERSATION, "id": "a"}])
     [document] = read_documents(path, tokenizer, text_column="talk")
-    assert sum(document.learnt) < len(document.tokens)
+    assert sum(document.loss_mask) < len(document.tokens)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_text_fills_sequences_and_positions_begin_anew():
     first, second = sequences(plain(5, 2, 6))
     assert first["input_ids"].tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
     assert first["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 0]
-    assert first["labels"].tolist() == [IGNORED, 3, 4, 5, 6, IGNORED, 8, IGNORED]
+    assert first["labels"].tolist() == [IGNORE_INDEX, 3, 4, 5, 6, IGNORE_INDEX, 8, IGNORE_INDEX]
     assert second["input_ids"].tolist() == [10, 11, 12, 13, 14, 0, 0, 0]
-    assert second["labels"].tolist() == [IGNORED, 11, 12, 13, 14, IGNORED, IGNORED, IGNORED]
+    assert second["labels"].tolist() == [IGNORE_INDEX, 11, 12, 13, 14, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
     assert second["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
 
 
@@ -166,7 +166,7 @@ def test_no_token_of_a_text_is_lost(lengths, window):
     everything = [token for document in documents for token in document.tokens]
     # But for sequences of nothing but first tokens, which have nothing to be predicted from.
     assert set(packed) <= set(everything)
-    learnt = sum(int((sequence["labels"] != IGNORED).sum()) for sequence in found)
+    learnt = sum(int((sequence["labels"] != IGNORE_INDEX).sum()) for sequence in found)
     pieces = sum(int((sequence["position_ids"] == 0).sum()) for sequence in found)
     assert learnt <= len(everything)
     assert learnt >= len(packed) - pieces
@@ -217,7 +217,7 @@ def test_each_pass_cuts_text_elsewhere():
             anew = (tokens == 22) | (tokens == 2) | (torch.arange(8) == 0)
             assert torch.equal(positions == 0, anew)
             assert torch.equal(positions[1:][~anew[1:]], positions[:-1][~anew[1:]] + 1)
-            assert torch.equal(item["labels"], torch.where(positions > 0, tokens, IGNORED))
+            assert torch.equal(item["labels"], torch.where(positions > 0, tokens, IGNORE_INDEX))
     assert len(beginnings) == 5
     dataset.set_epoch(0)
     assert dataset[1]["input_ids"].tolist() == list(range(10, 18))
@@ -225,7 +225,7 @@ def test_each_pass_cuts_text_elsewhere():
 
 def test_what_must_stay_in_one_piece_does_in_every_pass():
     whole = list(pack([*plain(8, 8), *plain(5, 5, whole=True), *plain(11)], window=8, pad_token=0))
-    assert [row.flows for row in whole] == [True, True, False, False, True]
+    assert [row.splittable for row in whole] == [True, True, False, False, True]
     dataset = PackedDataset(whole)
     before = [dataset[index] for index in range(len(dataset))]
     dataset.set_epoch(1)
@@ -254,7 +254,7 @@ def test_what_does_not_fit_into_a_window_is_counted(overflow, expected):
     rows = list(pack([short, long], window=16, pad_token=0, overflow=overflow, counts=counts))
     assert (counts.num_chats, counts.num_learnable) == (2, 24)
     assert (counts.num_long, counts.num_lost) == expected
-    seen = [token for row in rows for token, learnt in zip(row.tokens, row.learnt, strict=True) if learnt]
+    seen = [token for row in rows for token, learn in zip(row.tokens, row.loss_mask, strict=True) if learn]
     assert len(seen) == counts.num_learnable - counts.num_lost
     assert all(len(row.tokens) == 16 for row in rows)
 
@@ -264,7 +264,7 @@ def test_what_does_not_fit_into_a_window_is_counted(overflow, expected):
 def test_a_conversation_that_is_split_is_learnt_to_the_last_token(start, length):
     long = Document(list(range(100, 100 + length)), [False] * 3 + [True] * (length - 3), whole=True)
     rows = list(pack([long], window=16, pad_token=0, start=start, overflow="split"))
-    labels = [token for row in rows for token in row.lay_out()["labels"].tolist() if token != IGNORED]
+    labels = [token for row in rows for token in row.lay_out()["labels"].tolist() if token != IGNORE_INDEX]
     assert labels == list(range(103, 100 + length))
 
 
@@ -272,7 +272,7 @@ def test_a_conversation_that_is_split_is_learnt_to_the_last_token(start, length)
 def test_the_last_token_of_a_text_is_learnt_after_a_start(length):
     text = Document([1, *range(10, 10 + length)], [True] * (length + 1))
     rows = list(pack([text], window=16, pad_token=0, start=[1]))
-    labels = [token for row in rows for token in row.lay_out()["labels"].tolist() if token != IGNORED]
+    labels = [token for row in rows for token in row.lay_out()["labels"].tolist() if token != IGNORE_INDEX]
     assert labels == list(range(10, 10 + length))
 
 
@@ -286,7 +286,7 @@ def test_without_a_template_a_prompt_is_given_and_what_completes_it_is_learnt(
     [document] = read_documents(path, tokenizer, bos=bos)
     whole = tokenizer.decode(document.tokens)
     assert whole == ("" if bos == "never" and prompt[0] != "<" else "<s>") + "The wheel turned.</s>"
-    learnt = [token for token, learn in zip(document.tokens, document.learnt, strict=True) if learn]
+    learnt = [token for token, learn in zip(document.tokens, document.loss_mask, strict=True) if learn]
     assert tokenizer.decode(learnt) == " turned.</s>"
     # The other commands read the same.
     assert list(Documents(path, tokenizer=tokenizer).texts()) == [prompt + completion]
@@ -303,5 +303,5 @@ def test_a_window_in_which_a_text_goes_on_begins_as_a_text_does():
     # What stands in front is given, and what comes after it is learnt.
     for row in rows[1:]:
         labels = row.lay_out()["labels"].tolist()
-        assert labels[0] == IGNORED
+        assert labels[0] == IGNORE_INDEX
         assert labels[1] == row.tokens[1]

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.factory import TEXT
 from tests.finetune.conftest import SHORT, loads, weights
-from transmla.finetune.teacher import Teacher
-from transmla.finetune.trainer import FinetuneTrainer, Watcher
+from transmla.finetune.distill.teacher import Teacher
+from transmla.finetune.trainer import FinetuneTrainer, ReportingCallback
 
 FLAGS = "--max-steps 10 --eval-steps 3"
 
@@ -53,7 +53,7 @@ def interrupted(cli, converted, calibration_text, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Watcher, "on_step_begin", interrupt, raising=False)
+            patch.setattr(ReportingCallback, "on_step_begin", interrupt, raising=False)
             result = cli(*arguments)
         assert result.exit_code == 130
         assert "Continue with --resume." in result.stderr

@@ -14,8 +14,8 @@ from transmla.config import FinetuneRequest, flag_name
 from transmla.errors import UsageError
 from transmla.finetune import trainer_keys
 from transmla.finetune.arguments import training_arguments
-from transmla.finetune.data import Data
-from transmla.finetune.packing import PackedDataset, Row
+from transmla.finetune.data.datasets import Data
+from transmla.finetune.data.packing import PackedDataset, Row
 from transmla.finetune.trainer_keys import FLAGS, HEEDED, OWN, REFUSED, check_keys
 
 FIELDS = {field.name for field in fields(TrainingArguments)}

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from tests.factory import tiny_checkpoint, tiny_tokenizer
 from transmla.data.vocabulary import SharedTokens, share_tokens
 from transmla.errors import CheckpointError
-from transmla.finetune.loss import Mix, chunked_loss
-from transmla.finetune.teacher import FullTargets, TopTargets
+from transmla.finetune.distill.loss import Mix, chunked_loss
+from transmla.finetune.distill.teacher import FullTargets, TopTargets
 
 POSITIONS, HIDDEN = 19, 12
 SHARED = {

@@ -5,7 +5,7 @@ import pytest
 from tests.published.checkpoints import HERE, build, rows, truths
 from transmla.config import ConvertRequest, InspectRequest
 from transmla.convert import plan as planning
-from transmla.convert.inspect import inspect
+from transmla.convert.inspection import inspect
 from transmla.convert.opened import open_model
 from transmla.errors import TransMLAError
 

@@ -16,7 +16,7 @@ from transmla.cli.tables import facts_table, readable_bytes, share
 from transmla.config import InspectRequest
 
 if TYPE_CHECKING:
-    from transmla.convert.inspect import Inspection
+    from transmla.convert.inspection import Inspection
 
 _help = InspectRequest.describe
 
@@ -34,7 +34,7 @@ def inspect_model(
     """Read config and headers only: sizes, KV cache, ways to convert, and engines that load the result."""
     request = InspectRequest.build(recipe=config, flags=locals())
 
-    from transmla.convert.inspect import inspect
+    from transmla.convert.inspection import inspect
 
     inspection = inspect(request)
     if as_json:

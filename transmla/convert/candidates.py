@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName, InspectRequest
 from transmla.config.refusal import HALF, Change, flags_of
-from transmla.convert.choices import choose
 from transmla.convert.settle import Way, possible
+from transmla.convert.validate import choose
 from transmla.deepseek.engines import ENGINES, dictating, engines_for
 from transmla.errors import TransMLAError
 

@@ -1,7 +1,7 @@
 """From plain factors to the tensors of a native DeepSeek-V3 layer.
 
 The latent norm is neutralized as :mod:`transmla.deepseek.neutral_norm` says.
-A layer that has a norm of its own (:mod:`transmla.convert.live`) is written as it is.
+A layer that has a norm of its own (:mod:`transmla.convert.fit.latent_norm`) is written as it is.
 """
 
 import math
@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transmla.convert.latent import LatentAttention
+from transmla.convert.latent_attention import LatentAttention
 from transmla.deepseek.names import BIASED, KV_DOWN, KV_UP, LATENT_NORMS, OUTPUT, QUERY, QUERY_DOWN, QUERY_UP
 from transmla.deepseek.neutral_norm import NeutralNorm, neutralize
 from transmla.deepseek.sizes import MLASizes
 
 
-def fold_layer(
+def to_deepseek(
     layer: LatentAttention,
     sizes: MLASizes,
     norm: NeutralNorm,
@@ -64,10 +64,10 @@ def fold_layer(
     return tensors
 
 
-def unfold_layer(
+def from_deepseek(
     tensors: Mapping[str, Tensor], sizes: MLASizes, norm: NeutralNorm, *, residual: float, live: bool = False
 ) -> LatentAttention:
-    """Read the plain factors back from what :func:`fold_layer` wrote; its padding stays, its query scale too.
+    """Read the plain factors back from what :func:`to_deepseek` wrote; its padding stays, its query scale too.
 
     ``live`` says that the layer had a norm of its own.
     """

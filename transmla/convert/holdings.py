@@ -1,4 +1,6 @@
-"""What a conversion holds in memory, in bytes, from sizes alone; :mod:`transmla.convert.memory` adds it up by stages.
+"""What a conversion holds in memory, in bytes, from sizes alone.
+
+:mod:`transmla.convert.memory_estimate` adds it up by stages.
 
 Numbers are multiplied by their bytes, 4 in float32 and 8 in float64; what has a single axis is left out.
 """

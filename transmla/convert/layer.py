@@ -16,7 +16,7 @@ from jaxtyping import Complex, Float, Float64
 from torch import Tensor
 
 from transmla.calibration.moments import AttentionWeights, Moments
-from transmla.convert.latent import LatentAttention
+from transmla.convert.latent_attention import LatentAttention
 from transmla.linalg.hermitian import sqrt_psd
 from transmla.linalg.low_rank import low_rank, pad
 from transmla.linalg.mixing import RotarySplit, identity_split, mix_heads, rotation_error

@@ -18,12 +18,12 @@ from transmla.checkpoint.model_files import RECIPE_FILE, REPORT_FILE, copy_model
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.writer import CheckpointWriter
 from transmla.config import ConvertRequest
-from transmla.convert.card import model_card
+from transmla.convert.layers import convert_layers
+from transmla.convert.model_card import model_card
 from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.predict import predict_splits
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
-from transmla.convert.walk import walk_layers
 from transmla.data.documents import Documents, Reading, with_text
 from transmla.data.text import load_tokenizer, mixed_windows
 from transmla.data.tokens import check_known, text_start
@@ -65,7 +65,7 @@ def convert(
             writer.mark_written(tensor.name for tensor in plan.layer_tensors(layer.layer))
         with (progress or Silent()).task("Converting layers", plan.spec.num_hidden_layers) as advance:
             advance(len(layers))
-            for layer_report in walk_layers(
+            for layer_report in convert_layers(
                 plan, windows, write=writer.write, start=len(layers), read_stored=writer.read
             ):
                 # On the disk before it is noted.

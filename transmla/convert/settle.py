@@ -13,7 +13,7 @@ import torch
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
 from transmla.config.refusal import TEXT, Change, Refusal
-from transmla.convert.choices import Choices, choose
+from transmla.convert.validate import Choices, choose
 from transmla.errors import TransMLAError
 
 

@@ -1,0 +1,1 @@
+"""How good converted models are, compared with their source."""

@@ -1,0 +1,1 @@
+"""Training of a converted model, by default to say what its source says."""

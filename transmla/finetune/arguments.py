@@ -15,8 +15,8 @@ from transformers import TrainingArguments
 from transmla.config import FinetuneRequest
 from transmla.device import choose_device
 from transmla.errors import UsageError
-from transmla.finetune.data import Data
-from transmla.finetune.packing import PackedDataset
+from transmla.finetune.data.datasets import Data
+from transmla.finetune.data.packing import PackedDataset
 from transmla.finetune.trainer_keys import check_keys
 from transmla.finetune.trial import check_heard, check_launcher, launched_precision, try_out
 

@@ -9,11 +9,11 @@ from transmla.checkpoint.publish import staging_folder
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.config import FinetuneRequest
 from transmla.finetune.arguments import teacher_dtype, training_arguments
-from transmla.finetune.memory import Setting, estimate_memory
-from transmla.finetune.packing import PackedDataset
+from transmla.finetune.checkpoints import checkpoint_bytes
+from transmla.finetune.data.packing import PackedDataset
+from transmla.finetune.memory_estimate import Setting, estimate_memory
 from transmla.finetune.prepare import Prepared, prepare
 from transmla.finetune.report import FinetunePlan
-from transmla.finetune.save import checkpoint_bytes
 
 
 def plan_finetune(request: FinetuneRequest, *, overwrite: bool = False) -> FinetunePlan:

@@ -17,8 +17,8 @@ from transmla.data.text import load_tokenizer
 from transmla.data.vocabulary import SharedTokens, share_tokens
 from transmla.errors import UsageError
 from transmla.finetune.adapters import check_peft
-from transmla.finetune.data import Data, load_data
-from transmla.finetune.source import open_checkpoint, open_teacher
+from transmla.finetune.data.datasets import Data, load_data
+from transmla.finetune.sources import open_checkpoint, open_teacher
 from transmla.modeling.load import is_quantizable, read_config
 
 

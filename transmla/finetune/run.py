@@ -19,12 +19,12 @@ from transmla.config import FinetuneRequest
 from transmla.device import reuse_memory
 from transmla.errors import TransMLAError
 from transmla.finetune.arguments import training_arguments
-from transmla.finetune.card import publish_texts
+from transmla.finetune.checkpoints import TRAINING_FOLDER
+from transmla.finetune.model_card import publish_texts
 from transmla.finetune.prepare import prepare
 from transmla.finetune.report import FinetuneReport
-from transmla.finetune.save import TRAINING_FOLDER
-from transmla.finetune.trainer import CHECKPOINT, Watcher, steps_saved
-from transmla.finetune.training import Training
+from transmla.finetune.setup import Training
+from transmla.finetune.trainer import CHECKPOINT, ReportingCallback, steps_saved
 from transmla.progress import Progress, Silent, say_nothing
 
 
@@ -86,11 +86,12 @@ def finetune(
         if staging is not None and last is None:
             # The best, the newest, and one that is being written.
             check_free_space(request.output_dir, (request.save_total_limit + 2) * training.checkpoint_bytes)
-        trainer = training.trainer(training.teaching(work / "teacher", note), note)
+        signal, stream = training.teacher_signal(work / "teacher", note)
+        trainer = training.trainer(signal, note, stream=stream)
         resumed = None if last is None else str(work / CHECKPOINT.format(step=last) / TRAINING_FOLDER)
         if (last or 0) < arguments.max_steps:
             with progress.task("Training", arguments.max_steps) as advance:
-                for callback in (Watcher(advance, tell), *callbacks):
+                for callback in (ReportingCallback(advance, tell), *callbacks):
                     trainer.add_callback(callback)
                 trainer.train(resumed)
         elif resumed is not None:

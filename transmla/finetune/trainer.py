@@ -17,25 +17,25 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from transmla.checkpoint.disk import fsync, output_errors
 from transmla.errors import TrainingError, TransMLAError
-from transmla.finetune.order import pass_loader
-from transmla.finetune.packing import Filler, PackedDataset
-from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, save_trained
-from transmla.finetune.student import IGNORED
-from transmla.finetune.teacher import Lesson
+from transmla.finetune.checkpoints import TRAINING_FOLDER, NativeWriter, save_trained
+from transmla.finetune.data.order import pass_loader
+from transmla.finetune.data.packing import Filler, PackedDataset
+from transmla.finetune.distill.student import IGNORE_INDEX
+from transmla.finetune.distill.teacher import TeacherOutputs
 
 CHECKPOINT = "checkpoint-{step}"
 
 
-class Teaching(Protocol):
+class TeacherSignal(Protocol):
     """Whoever says what a batch teaches."""
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> Lesson | None:
+    def outputs_for(self, batch: Mapping[str, Tensor]) -> TeacherOutputs | None:
         """Return what there is to learn from a teacher, or nothing."""
         ...
 
 
 class FinetuneTrainer(Trainer):
-    """Trains a :class:`~transmla.finetune.student.Student`.
+    """Trains a :class:`~transmla.finetune.distill.student.Student`.
 
     ``loss`` is what is minimised, ``nll`` and ``kl`` are its two parts, in nats a token. What is held out is measured
     in the same numbers; the best checkpoint is the one with the least ``eval_loss``.
@@ -46,7 +46,7 @@ class FinetuneTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        teaching: Teaching,
+        signal: TeacherSignal,
         writer: NativeWriter,
         trained_weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
         merged: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
@@ -57,7 +57,7 @@ class FinetuneTrainer(Trainer):
 
         Args:
             args: for Trainer.
-            teaching: says what a batch teaches.
+            signal: says what a batch teaches.
             writer: writes checkpoints.
             trained_weights: picks what is trained from a state.
             merged: makes of a state the weights that are written.
@@ -70,7 +70,7 @@ class FinetuneTrainer(Trainer):
         if self.args.device.type == "cpu":
             # To resume, Transformers 5.17 loads the optimizer to "cpu:1" in the second process; torch knows "cpu" only.
             self.args.__dict__["_setup_devices"] = torch.device("cpu")
-        self._teaching, self._writer, self._note = teaching, writer, note
+        self._signal, self._writer, self._note = signal, writer, note
         self._trained_weights, self._merged = trained_weights, merged
         self._parts = torch.zeros(2, device=self.args.device)
         self._started, self._last_logged = time.monotonic(), 0
@@ -104,7 +104,7 @@ class FinetuneTrainer(Trainer):
             input_ids=inputs["input_ids"],
             position_ids=inputs["position_ids"],
             labels=inputs["labels"],
-            lesson=self._teaching.lesson(inputs),
+            teacher_outputs=self._signal.outputs_for(inputs),
             num_items_in_batch=count,
         )
 
@@ -154,7 +154,7 @@ class FinetuneTrainer(Trainer):
         sums = torch.zeros(4, device=self.args.device)
         for batch in self._shares(dataset):
             outputs = self._forward(model, batch, 1)
-            counted = (batch["labels"][:, 1:] != IGNORED).sum()
+            counted = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             sums += torch.stack([outputs["loss"], outputs["nll"], outputs["kl"], counted])
         *totals, count = self.accelerator.reduce(sums.double(), "sum").tolist()
         loss, nll, kl = (total / count for total in totals)
@@ -246,7 +246,7 @@ def steps_saved(folder: Path) -> list[int]:
     return [int(path.name.rpartition("-")[2]) for path in folder.glob(CHECKPOINT.format(step="*"))]
 
 
-class Watcher(TrainerCallback):
+class ReportingCallback(TrainerCallback):
     """Moves a bar, measures and saves at the end, and says what has been measured."""
 
     def __init__(self, advance: Callable[[int], None], tell: Callable[[str], None]) -> None:

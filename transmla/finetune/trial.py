@@ -17,7 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from transmla.config import FinetuneRequest
 from transmla.errors import UsageError
-from transmla.finetune.order import worker_options
+from transmla.finetune.data.order import worker_options
 
 _WITHOUT_OPTIONS = ("constant", "constant_with_warmup")
 _OF_THE_OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon")

@@ -1,9 +1,9 @@
 """A checkpoint compared with its source, logit by logit, and for mixtures of experts with the routing told apart.
 
-A converted router is exact only on tokens like those that it was fitted on (:mod:`transmla.convert.routing`): on others
-a token may be sent to other experts, after which nothing is the same. That is no damage. So a mixture runs once more
-with the experts that its source chose: then its logits must be the source's, and its routers' logits too, but for what
-all experts of a token have in common.
+A converted router is exact only on tokens like those that it was fitted on
+(:mod:`transmla.convert.fit.routing`): on others a token may be sent to other experts, after which nothing is the same.
+That is no damage. So a mixture runs once more with the experts that its source chose: then its logits must be the
+source's, and its routers' logits too, but for what all experts of a token have in common.
 """
 
 from __future__ import annotations

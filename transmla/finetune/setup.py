@@ -13,32 +13,31 @@ from typing import Any
 
 import accelerate
 import torch
-import transformers
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.utils.data import ConcatDataset, default_collate
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import deepspeed
 
-import transmla
 from transmla.device import choose_device
 from transmla.finetune.adapters import merge_adapters
 from transmla.finetune.arguments import teacher_dtype
-from transmla.finetune.live import NUM_WINDOWS, make_live
-from transmla.finetune.loss import Mix
-from transmla.finetune.order import NextPass
-from transmla.finetune.packing import PackedDataset, StreamedDataset
+from transmla.finetune.checkpoints import TRAINING_FOLDER, NativeWriter, checkpoint_bytes, load_trained
+from transmla.finetune.data.order import NextPass
+from transmla.finetune.data.packing import PackedDataset, StreamedDataset
+from transmla.finetune.distill.loss import Mix
+from transmla.finetune.distill.signal import CachedSignal, NoSignal, OnlineSignal, cache_teacher_logits
+from transmla.finetune.distill.student import Student
+from transmla.finetune.distill.teacher import Teacher
+from transmla.finetune.latent_norm import NUM_WINDOWS, make_live
+from transmla.finetune.parameters import choose_trained, take_types
 from transmla.finetune.prepare import Prepared
 from transmla.finetune.report import FinetuneReport, points_of
-from transmla.finetune.save import TRAINING_FOLDER, NativeWriter, checkpoint_bytes, load_trained
-from transmla.finetune.student import Student
-from transmla.finetune.teacher import Teacher
-from transmla.finetune.teaching import LiveTeaching, NoTeaching, WrittenTeaching, write_down
-from transmla.finetune.trained import choose_trained, take_types
-from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, Teaching
+from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, TeacherSignal
 from transmla.modeling.load import load_model
 from transmla.modeling.reparametrize import reparametrize
 from transmla.progress import Progress
+from transmla.versions import loaded_versions
 
 _CE_WEIGHT = 0.1
 _START = "start"
@@ -88,26 +87,29 @@ class Training:
         """Return what a checkpoint takes on the disk, with all that resuming needs."""
         return checkpoint_bytes(self.writer.nbytes, self.num_trained)
 
-    def teaching(self, folder: Path, note: Callable[[dict[str, Any]], None]) -> Teaching:
-        """Load the teacher, or have it write down what it knows; ``note`` is told when there is work to be kept."""
+    def teacher_signal(self, folder: Path, note: Callable[[dict[str, Any]], None]) -> tuple[TeacherSignal, float]:
+        """Load the teacher, or have it cache its logits; ``note`` is told when there is work to be kept.
+
+        Returns:
+            What the teacher says of a batch, and the student's residual stream as a multiple of the teacher's.
+        """
         prepared, request = self.prepared, self.request
         if prepared.teacher is None:
-            self.stream = 1.0
-            return NoTeaching()
+            return NoSignal(), 1.0
         device = self.arguments.device if request.teacher_device == "auto" else choose_device(request.teacher_device)
         with _whole_models(self.arguments):
             dtype = teacher_dtype(request, self.arguments)
             model = load_model(prepared.teacher, dtype=dtype, device=device, flag="--teacher-dtype")
         teacher = Teacher(model, match_attention=request.attention_weight > 0, shared=prepared.shared)
-        self.stream = math.sqrt(_stream_eps(self.model) / teacher.stream_eps)
+        stream = math.sqrt(_stream_eps(self.model) / teacher.stream_eps)
         if request.teacher_top_k is None:
-            return LiveTeaching(teacher)
+            return OnlineSignal(teacher), stream
         data = prepared.data
         assert isinstance(data.train, PackedDataset)
         if self.arguments.process_index == 0:
             note({"teacher": prepared.teacher.name})
             with self.progress.task("Asking the teacher", len(data.heldout) + len(data.train)) as advance:
-                write_down(
+                cache_teacher_logits(
                     teacher,
                     ConcatDataset([data.heldout, data.train]),
                     folder,
@@ -118,30 +120,32 @@ class Training:
                     advance=advance,
                 )
         self.arguments.distributed_state.wait_for_everyone()
-        return WrittenTeaching(folder, shared=prepared.shared)
+        return CachedSignal(folder, shared=prepared.shared), stream
 
-    def trainer(self, teaching: Teaching, note: Callable[[dict[str, Any]], None]) -> FinetuneTrainer:
+    def trainer(
+        self, signal: TeacherSignal, note: Callable[[dict[str, Any]], None], *, stream: float
+    ) -> FinetuneTrainer:
         """Make a student of the model, and its trainer."""
         request = self.request
         ce_weight = request.ce_weight
         if ce_weight is None:
             ce_weight = 1.0 if self.prepared.teacher is None else _CE_WEIGHT
-        Student.made_of(
+        Student.from_model(
             self.model,
             Mix(ce_weight, request.temperature),
             attention_weight=request.attention_weight,
-            stream=self.stream,
+            stream=stream,
         )
         train = self.prepared.data.train
         # What a teacher has written down is about the sequences that it has read.
-        recut = not isinstance(teaching, WrittenTeaching)
+        recut = not isinstance(signal, CachedSignal)
         return FinetuneTrainer(
             self.model,
             self.arguments,
             callbacks=[NextPass(train, recut=recut)] if isinstance(train, PackedDataset) else [],
             train_dataset=train,
             eval_dataset=self.prepared.data.heldout,
-            teaching=teaching,
+            signal=signal,
             writer=self.writer,
             trained_weights=lambda state: {name: state[name] for name in self.trained},
             merged=self.merged,
@@ -189,7 +193,7 @@ class Training:
             training=training,
             num_processes=self.arguments.world_size,
             request=request.model_dump(mode="json"),
-            versions=_versions(),
+            versions=loaded_versions().model_dump() | {"accelerate": accelerate.__version__},
         )
 
 
@@ -223,7 +227,3 @@ def _whole_models(arguments: TrainingArguments) -> Iterator[None]:
 
 def _is_sharded(arguments: TrainingArguments) -> bool:
     return arguments.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-
-
-def _versions() -> dict[str, str]:
-    return {module.__name__: module.__version__ for module in (transmla, torch, transformers, accelerate)}

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transmla.convert.latent import LatentAttention
+from transmla.convert.latent_attention import LatentAttention
 
 # Mean square of an output that is none, as a share of that of the residual stream.
 _NOTHING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class LayerTargets:
     """Windows to learn from, or to be judged on.
 
     Attributes:
@@ -33,10 +33,10 @@ class Lesson:
     outputs: Float[Tensor, "windows tokens hidden0"]
     weights: Float[Tensor, "windows tokens"]
 
-    def batches(self, size: int) -> Iterator["Lesson"]:
+    def batches(self, size: int) -> Iterator["LayerTargets"]:
         """Cut into batches of windows."""
         parts = zip(self.inputs.split(size), self.outputs.split(size), self.weights.split(size), strict=True)
-        return (Lesson(*part) for part in parts)
+        return (LayerTargets(*part) for part in parts)
 
     def loss(self, layer: LatentAttention, frequencies: Float[Tensor, " slot"]) -> Float[Tensor, ""]:
         """Return the weighted squared error of ``layer``, as a share of the weighted square of the outputs."""
@@ -48,14 +48,14 @@ class Lesson:
 
 @torch.no_grad()
 def relative_error(
-    layer: LatentAttention, lesson: Lesson, frequencies: Float[Tensor, " slot"], *, batch_size: int
+    layer: LatentAttention, targets: LayerTargets, frequencies: Float[Tensor, " slot"], *, batch_size: int
 ) -> float:
     """Return ‖found − wanted‖ as a share of the residual stream's length, root mean square over tokens.
 
     Not as a share of ‖wanted‖: a few tokens have a residual stream a hundred times as long, and only they would count.
     """
     wrong = 0.0
-    for batch in lesson.batches(batch_size):
+    for batch in targets.batches(batch_size):
         error = (layer.attend(batch.inputs, frequencies) - batch.outputs).square().mean(-1)
         wrong += (error * batch.weights).sum().item()
-    return (wrong / lesson.weights.numel()) ** 0.5
+    return (wrong / targets.weights.numel()) ** 0.5

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from transmla.arch.skeleton import empty_matrices_are_fine
 from transmla.config import Train
-from transmla.finetune.loss import CHUNK_NUMBERS, CPU_CHUNK_NUMBERS
+from transmla.finetune.distill.loss import CHUNK_NUMBERS, CPU_CHUNK_NUMBERS
+from transmla.finetune.parameters import choose_trained, take_types
 from transmla.finetune.report import Memory
-from transmla.finetune.trained import choose_trained, take_types
 from transmla.modeling.absorption import absorb, has_latent_attention
 
 _FULL, _HALF = 4, 2

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from transmla.finetune.loss import Mix, chunked_loss
-from transmla.finetune.teacher import AttentionRecorder, Lesson
+from transmla.finetune.distill.loss import Mix, chunked_loss
+from transmla.finetune.distill.teacher import AttentionRecorder, TeacherOutputs
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a token that is not to be learnt, as everywhere in Transformers."""
 
 
@@ -32,7 +32,7 @@ class Student(PreTrainedModel):
     recorder: AttentionRecorder | None
 
     @classmethod
-    def made_of(
+    def from_model(
         cls, model: PreTrainedModel, mix: Mix, *, attention_weight: float = 0.0, stream: float = 1.0
     ) -> Student:
         """Turn a loaded model, in place, into a student.
@@ -54,7 +54,7 @@ class Student(PreTrainedModel):
         input_ids: Int[Tensor, "batch window"] | None = None,
         position_ids: Int[Tensor, "batch window"] | None = None,
         labels: Int[Tensor, "batch window"] | None = None,
-        lesson: Lesson | None = None,
+        teacher_outputs: TeacherOutputs | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> Any:
@@ -66,20 +66,22 @@ class Student(PreTrainedModel):
             return super().forward(input_ids=input_ids, position_ids=position_ids, **others)
         hidden = self.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         next_token = labels[:, 1:]
-        counted = next_token != IGNORED
+        counted = next_token != IGNORE_INDEX
         sums = chunked_loss(
             hidden[:, :-1][counted],
             self.get_output_embeddings(),
             next_token[counted],
-            lesson.targets if lesson else None,
+            teacher_outputs.targets if teacher_outputs else None,
             self.mix,
         )
         count = counted.sum() if num_items_in_batch is None else num_items_in_batch
         loss = sums.loss / count
-        if self.recorder is not None and lesson is not None:
+        if self.recorder is not None and teacher_outputs is not None:
             # A mean over tokens like the others, of which this batch has its share.
             share = counted.sum() / count
-            loss = loss + self.attention_weight * share * _mismatch(self.recorder.take(), lesson.attention, self.stream)
+            loss = loss + self.attention_weight * share * _mismatch(
+                self.recorder.take(), teacher_outputs.attention, self.stream
+            )
         return {"loss": loss, "nll": sums.nll / count, "kl": sums.kl / count}
 
 

@@ -15,21 +15,21 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from transmla.convert.latent import LatentAttention
-from transmla.convert.teacher import Lesson
+from transmla.convert.fit.targets import LayerTargets
+from transmla.convert.latent_attention import LatentAttention
 
 _RIDGE = 1e-2
 
 
 @torch.no_grad()
 def refit_output(
-    layer: LatentAttention, lesson: Lesson, frequencies: Float[Tensor, " slot"], *, batch_size: int
+    layer: LatentAttention, targets: LayerTargets, frequencies: Float[Tensor, " slot"], *, batch_size: int
 ) -> LatentAttention:
-    """Return the layer with its output projection refitted to the lesson; products in float32, sums in float64."""
+    """Return the layer with its output projection refitted to the targets; products in float32, sums in float64."""
     heads, hidden, value = layer.output.shape
     gram = torch.zeros(heads * value, heads * value, dtype=torch.float64, device=layer.output.device)
     cross = torch.zeros(heads * value, hidden, dtype=torch.float64, device=layer.output.device)
-    for batch in lesson.batches(batch_size):
+    for batch in targets.batches(batch_size):
         heads_output = rearrange(layer.heads_output(batch.inputs, frequencies), "b h t d -> (b t) (h d)")
         weighted = heads_output * batch.weights.flatten().unsqueeze(-1)
         gram += weighted.mT @ heads_output

@@ -14,8 +14,8 @@ from transmla.config import FinetuneRequest
 from transmla.data.documents import Documents, Reading
 from transmla.data.tokens import check_known, text_start
 from transmla.errors import DataError
-from transmla.finetune.documents import read_documents
-from transmla.finetune.packing import Counts, PackedDataset, Row, StreamedDataset, pack
+from transmla.finetune.data.documents import read_documents
+from transmla.finetune.data.packing import Counts, PackedDataset, Row, StreamedDataset, pack
 
 
 @dataclass(frozen=True)

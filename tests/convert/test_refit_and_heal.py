@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error, source_attention
-from transmla.convert.heal import heal_layer
+from transmla.convert.fit.heal import heal_layer
+from transmla.convert.fit.refit import refit_output
+from transmla.convert.fit.targets import LayerTargets
+from transmla.convert.fit.targets import relative_error as measured_error
 from transmla.convert.layer import complex_layer, compress_queries
-from transmla.convert.refit import refit_output
-from transmla.convert.teacher import Lesson
-from transmla.convert.teacher import relative_error as measured_error
 
 HEADS, KV_HEADS, HEAD_DIM, RANK, WINDOWS = 6, 2, 8, 9, 40
 THETA = frequencies(HEAD_DIM)
@@ -28,14 +28,14 @@ def layer():
 
 
 @pytest.fixture(scope="module")
-def lesson():
+def targets():
     inputs = randn(WINDOWS, TOKENS, HIDDEN, seed=40)
     outputs = torch.stack([source_attention(WEIGHTS, window, THETA) for window in inputs])
-    return Lesson(inputs, outputs, randn(WINDOWS, TOKENS, seed=41).abs() + 0.1)
+    return LayerTargets(inputs, outputs, randn(WINDOWS, TOKENS, seed=41).abs() + 0.1)
 
 
-def part(lesson, rows):
-    return Lesson(lesson.inputs[rows], lesson.outputs[rows], lesson.weights[rows])
+def part(targets, rows):
+    return LayerTargets(targets.inputs[rows], targets.outputs[rows], targets.weights[rows])
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -47,57 +47,57 @@ def test_plain_factors_attend_as_the_double_loop(layer, compressed):
     assert relative_error(found, latent_attention(layer, x, THETA)) < 1e-6
 
 
-def test_the_loss_is_a_share_of_what_is_wanted_and_the_report_one_of_the_stream(layer, lesson):
+def test_the_loss_is_a_share_of_what_is_wanted_and_the_report_one_of_the_stream(layer, targets):
     weighted_wrong = weighted_total = 0.0
-    for x, y, w in zip(lesson.inputs, lesson.outputs, lesson.weights, strict=True):
+    for x, y, w in zip(targets.inputs, targets.outputs, targets.weights, strict=True):
         found = layer.attend(x.unsqueeze(0), THETA)[0]
         for t in range(TOKENS):
             weighted_wrong += (w[t] * ((found[t] - y[t]) ** 2).sum()).item()
             weighted_total += (w[t] * (y[t] ** 2).sum()).item()
-    assert lesson.loss(layer, THETA).item() == pytest.approx(weighted_wrong / weighted_total, rel=1e-9)
+    assert targets.loss(layer, THETA).item() == pytest.approx(weighted_wrong / weighted_total, rel=1e-9)
     for batch_size in (7, WINDOWS):
-        found = measured_error(layer, lesson, THETA, batch_size=batch_size)
+        found = measured_error(layer, targets, THETA, batch_size=batch_size)
         assert found == pytest.approx((weighted_wrong / HIDDEN / (WINDOWS * TOKENS)) ** 0.5, rel=1e-9)
 
 
-def test_refitting_w_o_is_the_least_squares_solution_of_all_tokens(layer, lesson):
-    refitted = refit_output(layer, lesson, THETA, batch_size=7)
-    features = layer.heads_output(lesson.inputs, THETA).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-    weights = lesson.weights.flatten().unsqueeze(-1)
+def test_refitting_w_o_is_the_least_squares_solution_of_all_tokens(layer, targets):
+    refitted = refit_output(layer, targets, THETA, batch_size=7)
+    features = layer.heads_output(targets.inputs, THETA).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    weights = targets.weights.flatten().unsqueeze(-1)
     energy = (features.square() * weights).sum(0)
     pull = 1e-2 * energy + 1e-9 * energy.mean()
     before = layer.output.permute(0, 2, 1).flatten(0, 1)
     # The ridge as rows of a plain least squares problem.
     rows = torch.cat([features * weights.sqrt(), torch.diag(pull.sqrt())])
-    wanted = torch.cat([lesson.outputs.flatten(0, 1) * weights.sqrt(), pull.sqrt().unsqueeze(-1) * before])
+    wanted = torch.cat([targets.outputs.flatten(0, 1) * weights.sqrt(), pull.sqrt().unsqueeze(-1) * before])
     expected = torch.linalg.lstsq(rows, wanted).solution
     torch.testing.assert_close(refitted.output.permute(0, 2, 1).flatten(0, 1), expected, rtol=1e-8, atol=1e-10)
-    assert lesson.loss(refitted, THETA) < 0.9 * lesson.loss(layer, THETA)  # measured 0.7
+    assert targets.loss(refitted, THETA) < 0.9 * targets.loss(layer, THETA)  # measured 0.7
     assert refitted.latent is layer.latent
 
 
-def test_refitting_repairs_a_scaled_output(lesson):
+def test_refitting_repairs_a_scaled_output(targets):
     """With nothing lost, W_O comes back from being wrong but for the pull towards where it was."""
     exact = complex_layer(
         WEIGHTS, random_moments(WEIGHTS), make_target(16, THETA.repeat_interleave(2), THETA, folds=(1,))
     )
     slots = THETA.repeat_interleave(2)
     halved = replace(exact[0], output=exact[0].output / 2)
-    repaired = refit_output(halved, lesson, slots, batch_size=WINDOWS)
-    assert lesson.loss(halved, slots).item() == pytest.approx(0.25, rel=1e-6)
-    assert lesson.loss(repaired, slots) < 1e-3  # measured 3e-4
+    repaired = refit_output(halved, targets, slots, batch_size=WINDOWS)
+    assert targets.loss(halved, slots).item() == pytest.approx(0.25, rel=1e-6)
+    assert targets.loss(repaired, slots) < 1e-3  # measured 3e-4
 
 
-def test_healing_lowers_the_error_on_windows_it_has_not_seen(layer, lesson):
-    train, test = part(lesson, slice(0, 32)), part(lesson, slice(32, None))
+def test_healing_lowers_the_error_on_windows_it_has_not_seen(layer, targets):
+    train, test = part(targets, slice(0, 32)), part(targets, slice(32, None))
     hurt = layer.map(lambda factor: factor * (1 + 0.3 * randn(*factor.shape, seed=43)))
     healed = heal_layer(hurt, train, THETA, steps=60, batch_size=8, seed=0)
     assert test.loss(healed, THETA) < 0.8 * test.loss(hurt, THETA)
 
 
-def test_healing_repeats_itself_under_a_seed_and_leaves_its_input_alone(layer, lesson):
+def test_healing_repeats_itself_under_a_seed_and_leaves_its_input_alone(layer, targets):
     before = [factor.clone() for factor in layer.factors]
-    runs = [heal_layer(layer, lesson, THETA, steps=5, batch_size=8, seed=seed) for seed in (3, 3, 4)]
+    runs = [heal_layer(layer, targets, THETA, steps=5, batch_size=8, seed=seed) for seed in (3, 3, 4)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0].factors, runs[1].factors, strict=True))
     assert not torch.equal(runs[0].latent, runs[2].latent)
     assert all(torch.equal(a, b) for a, b in zip(layer.factors, before, strict=True))
@@ -105,7 +105,7 @@ def test_healing_repeats_itself_under_a_seed_and_leaves_its_input_alone(layer, l
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_healing_runs_in_the_type_that_was_asked_for(layer, lesson, dtype):
+def test_healing_runs_in_the_type_that_was_asked_for(layer, targets, dtype):
     """Half precision only when asked: without units for it a processor is a hundred times slower."""
     seen = set()
 
@@ -115,21 +115,21 @@ def test_healing_runs_in_the_type_that_was_asked_for(layer, lesson, dtype):
                 seen.add(args[0].dtype)
             return func(*args, **(kwargs or {}))
 
-    single = Lesson(lesson.inputs.float(), lesson.outputs.float(), lesson.weights.float())
+    single = LayerTargets(targets.inputs.float(), targets.outputs.float(), targets.weights.float())
     with Products():
         heal_layer(layer.map(Tensor.float), single, THETA, steps=2, batch_size=8, seed=0, dtype=dtype)
     halves = set() if dtype == torch.float32 else {torch.bfloat16}
     assert seen - {torch.float32} == halves
 
 
-def test_healing_that_does_not_help_is_thrown_away(layer, lesson):
+def test_healing_that_does_not_help_is_thrown_away(layer, targets):
     """The windows that judge come first; make them say the opposite of what the others teach."""
     held_back = WINDOWS // 10
-    outputs = torch.cat([layer.attend(lesson.inputs[:held_back], THETA), -lesson.outputs[held_back:]])
-    confused = Lesson(lesson.inputs, outputs, lesson.weights)
+    outputs = torch.cat([layer.attend(targets.inputs[:held_back], THETA), -targets.outputs[held_back:]])
+    confused = LayerTargets(targets.inputs, outputs, targets.weights)
     assert heal_layer(layer, confused, THETA, steps=20, batch_size=8, seed=0) is layer
 
 
-def test_no_steps_change_nothing(layer, lesson):
-    assert heal_layer(layer, lesson, THETA, steps=0, batch_size=8, seed=0) is layer
-    assert heal_layer(layer, part(lesson, slice(0, 1)), THETA, steps=9, batch_size=8, seed=0) is layer
+def test_no_steps_change_nothing(layer, targets):
+    assert heal_layer(layer, targets, THETA, steps=0, batch_size=8, seed=0) is layer
+    assert heal_layer(layer, part(targets, slice(0, 1)), THETA, steps=9, batch_size=8, seed=0) is layer

@@ -9,26 +9,26 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from transmla.convert.latent import LatentAttention
-from transmla.convert.teacher import Lesson
+from transmla.convert.fit.targets import LayerTargets
+from transmla.convert.latent_attention import LatentAttention
 from transmla.linalg.latent_norm import anchored, norm_and_readout, unit_size
 from transmla.linalg.near_constant import near_constant
 
 
 @torch.no_grad()
 def live_norm(
-    layer: LatentAttention, lesson: Lesson, moment: Float64[Tensor, "hidden hidden"], *, batch_size: int
+    layer: LatentAttention, targets: LayerTargets, moment: Float64[Tensor, "hidden hidden"], *, batch_size: int
 ) -> LatentAttention:
     """Return a layer with one more number in its latent, and a norm on all of them.
 
     Args:
         layer: factors without a norm.
-        lesson: windows to fit on.
+        targets: windows to fit on.
         moment: E[x xᵀ] of its inputs.
         batch_size: windows at once.
     """
-    batches = [batch.inputs.flatten(0, 1) for batch in lesson.batches(batch_size)]
-    anchor = near_constant(moment, lesson.inputs.flatten(0, 1).mean(0)).to(layer.latent)
+    batches = [batch.inputs.flatten(0, 1) for batch in targets.batches(batch_size)]
+    anchor = near_constant(moment, targets.inputs.flatten(0, 1).mean(0)).to(layer.latent)
     longest = max((batch @ layer.latent.mT).square().sum(-1).max() for batch in batches)
     rows = anchored(layer.latent, anchor, longest)
     rank = len(layer.latent)

@@ -24,13 +24,13 @@ from tests.convert.models import (
     some_ids,
 )
 from tests.convert.naive import latent_attention, relative_error, rms_norm
-from transmla.convert.deepseek_tensors import fold_layer, unfold_layer
-from transmla.convert.heal import heal_layer
+from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
+from transmla.convert.fit.heal import heal_layer
+from transmla.convert.fit.latent_norm import live_norm
+from transmla.convert.fit.targets import LayerTargets
 from transmla.convert.layer import complex_layer
-from transmla.convert.live import live_norm
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
-from transmla.convert.teacher import Lesson
 from transmla.deepseek.neutral_norm import NORMS
 from transmla.deepseek.sizes import MLASizes
 from transmla.errors import UsageError
@@ -48,12 +48,12 @@ def plain():
     return complex_layer(WEIGHTS, random_moments(WEIGHTS), make_target(RANK, THETA, THETA, folds=(2,)))[0]
 
 
-def lesson(inputs, outputs=None):
-    return Lesson(inputs, inputs if outputs is None else outputs, torch.ones(inputs.shape[:2]).double())
+def targets(inputs, outputs=None):
+    return LayerTargets(inputs, inputs if outputs is None else outputs, torch.ones(inputs.shape[:2]).double())
 
 
 def seen_by(inputs):
-    return lesson(inputs), torch.einsum("btx,bty->xy", inputs, inputs) / inputs[..., 0].numel()
+    return targets(inputs), torch.einsum("btx,bty->xy", inputs, inputs) / inputs[..., 0].numel()
 
 
 def near_constant(noise):
@@ -107,8 +107,8 @@ def test_the_eps_of_an_engine_does_not_matter(live):
 @pytest.mark.parametrize("sizes", [SIZES, PADDED])
 def test_what_was_folded_unfolds_to_the_same_attention(live, sizes):
     moment = torch.eye(HIDDEN).double()
-    tensors = fold_layer(live, sizes, NORMS["portable"], input_moment=moment, input_bound=1.0, residual=0.3)
-    unfolded = unfold_layer(tensors, sizes, NORMS["portable"], residual=0.3, live=True)
+    tensors = to_deepseek(live, sizes, NORMS["portable"], input_moment=moment, input_bound=1.0, residual=0.3)
+    unfolded = from_deepseek(tensors, sizes, NORMS["portable"], residual=0.3, live=True)
     assert unfolded.latent.shape == (sizes.kv_lora_rank, HIDDEN)
     x = near_constant(0.1)[0]
     # Zeros make the mean square smaller beside the eps: measured 5e-7.
@@ -118,7 +118,7 @@ def test_what_was_folded_unfolds_to_the_same_attention(live, sizes):
 def test_healing_trains_the_norm_as_well(plain, live):
     inputs = near_constant(0.1)
     other = plain.map(lambda factor: factor * (1 + 0.3 * randn(*factor.shape, seed=52)))
-    taught = lesson(inputs, other.attend(inputs, THETA))
+    taught = targets(inputs, other.attend(inputs, THETA))
     healed = heal_layer(live, taught, THETA, steps=60, batch_size=8, seed=0)
     assert taught.loss(healed, THETA) < 0.3 * taught.loss(live, THETA)  # measured 0.095
     assert not torch.equal(healed.latent_norm, live.latent_norm)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from transmla.config import Overflow
-from transmla.finetune.documents import Document
-from transmla.finetune.student import IGNORED
+from transmla.finetune.data.documents import Document
+from transmla.finetune.distill.student import IGNORE_INDEX
 
 Sequences = dict[str, Tensor]
 
@@ -31,38 +31,38 @@ class Row:
 
     Attributes:
         tokens: all of them.
-        begins: whether a document begins with a token.
-        learnt: whether a token is to be predicted.
-        flows: nothing in it must stay in one piece, so that it may as well be cut elsewhere.
+        document_start: whether a document begins with a token.
+        loss_mask: whether a token is to be predicted.
+        splittable: nothing in it must stay in one piece, so that it may as well be cut elsewhere.
     """
 
     tokens: list[int] = field(default_factory=list)
-    begins: list[bool] = field(default_factory=list)
-    learnt: list[bool] = field(default_factory=list)
-    flows: bool = True
+    document_start: list[bool] = field(default_factory=list)
+    loss_mask: list[bool] = field(default_factory=list)
+    splittable: bool = True
 
-    def add(self, tokens: Sequence[int], learnt: Sequence[bool], *, begins: bool, flows: bool) -> None:
+    def add(self, tokens: Sequence[int], loss_mask: Sequence[bool], *, document_start: bool, splittable: bool) -> None:
         """Put a document, or a piece of it, behind the others."""
         self.tokens += tokens
-        self.begins += [begins and number == 0 for number in range(len(tokens))]
-        self.learnt += learnt
-        self.flows = self.flows and flows
+        self.document_start += [document_start and number == 0 for number in range(len(tokens))]
+        self.loss_mask += loss_mask
+        self.splittable = self.splittable and splittable
 
     def lay_out(self) -> Sequences:
         """Return what the model reads."""
-        return lay_out(torch.tensor(self.tokens), torch.tensor(self.begins), torch.tensor(self.learnt))
+        return lay_out(torch.tensor(self.tokens), torch.tensor(self.document_start), torch.tensor(self.loss_mask))
 
 
 def lay_out(
-    tokens: Int[Tensor, " window"], begins: Bool[Tensor, " window"], learnt: Bool[Tensor, " window"]
+    tokens: Int[Tensor, " window"], document_start: Bool[Tensor, " window"], loss_mask: Bool[Tensor, " window"]
 ) -> Sequences:
     """Return ``input_ids``, ``position_ids`` and ``labels``; the first token of each piece is not to be predicted."""
     places = torch.arange(len(tokens))
-    positions = places - torch.where(begins, places, 0).cummax(0).values
+    positions = places - torch.where(document_start, places, 0).cummax(0).values
     return {
         "input_ids": tokens,
         "position_ids": positions,
-        "labels": torch.where(learnt & (positions > 0), tokens, IGNORED),
+        "labels": torch.where(loss_mask & (positions > 0), tokens, IGNORE_INDEX),
     }
 
 
@@ -111,22 +111,22 @@ def pack(
         return _finished(row, window, pad_token, start)
 
     for document in documents:
-        counts.num_learnable += sum(document.learnt)
+        counts.num_learnable += sum(document.loss_mask)
         counts.num_chats += document.whole
         for part in _fitting(document, window, len(start), overflow, counts):
             first, length = 0, len(part.tokens)
-            if row.tokens and part.whole and (not part.begins or length > _room(row, window, start)):
+            if row.tokens and part.whole and (not part.document_start or length > _room(row, window, start)):
                 yield from finished()
                 row = Row()
             while first < length:
-                begins = part.begins and first == 0
-                stop = min(length, first + _room(row, window, start, begins=begins))
+                document_start = part.document_start and first == 0
+                stop = min(length, first + _room(row, window, start, document_start=document_start))
                 # What is cut anew in each pass has no place for a start.
                 row.add(
                     part.tokens[first:stop],
-                    part.learnt[first:stop],
-                    begins=begins,
-                    flows=not (part.whole or start),
+                    part.loss_mask[first:stop],
+                    document_start=document_start,
+                    splittable=not (part.whole or start),
                 )
                 first = stop
                 if not _room(row, window, start):
@@ -135,9 +135,9 @@ def pack(
     yield from finished()
 
 
-def _room(row: Row, window: int, start: Sequence[int], *, begins: bool = True) -> int:
+def _room(row: Row, window: int, start: Sequence[int], *, document_start: bool = True) -> int:
     """Return how many tokens a row still takes; one in which a document goes on keeps room for the start."""
-    goes_on = not (row.begins[0] if row.tokens else begins)
+    goes_on = not (row.document_start[0] if row.tokens else document_start)
     return window - len(row.tokens) - (len(start) if goes_on else 0)
 
 
@@ -148,11 +148,11 @@ def _fitting(document: Document, window: int, kept: int, overflow: Overflow, cou
         return
     counts.num_long += 1
     if overflow == "drop":
-        counts.num_lost += sum(document.learnt)
+        counts.num_lost += sum(document.loss_mask)
         return
-    yield Document(document.tokens[:window], document.learnt[:window], whole=True)
+    yield Document(document.tokens[:window], document.loss_mask[:window], whole=True)
     if overflow == "cut":
-        counts.num_lost += sum(document.learnt[window:])
+        counts.num_lost += sum(document.loss_mask[window:])
         return
     # Nothing comes before the first token of a row, so that it cannot be learnt: where no start does, the one before is
     # there once more.
@@ -160,21 +160,27 @@ def _fitting(document: Document, window: int, kept: int, overflow: Overflow, cou
     room = window - kept - again
     for first in range(window, len(document.tokens), room):
         tokens = document.tokens[first - again : first + room]
-        yield Document(tokens, [*[False] * again, *document.learnt[first : first + room]], whole=True, begins=False)
+        yield Document(
+            tokens, [*[False] * again, *document.loss_mask[first : first + room]], whole=True, document_start=False
+        )
 
 
 def _finished(row: Row, window: int, pad_token: int, start: Sequence[int]) -> Iterator[Row]:
     """Yield a row of full length, if there is something to learn in it."""
     if not row.tokens:
         return
-    if start and not row.begins[0]:
+    if start and not row.document_start[0]:
         given = [False] * len(start)
-        row.tokens, row.learnt, row.begins = [*start, *row.tokens], given + row.learnt, given + row.begins
+        row.tokens, row.loss_mask, row.document_start = (
+            [*start, *row.tokens],
+            given + row.loss_mask,
+            given + row.document_start,
+        )
     # Only now: what comes after a start can be learnt.
-    if (row.lay_out()["labels"] == IGNORED).all():
+    if (row.lay_out()["labels"] == IGNORE_INDEX).all():
         return
     if left := window - len(row.tokens):
-        row.add([pad_token] * left, [False] * left, begins=True, flows=False)
+        row.add([pad_token] * left, [False] * left, document_start=True, splittable=False)
     yield row
 
 
@@ -194,19 +200,19 @@ class PackedDataset(Dataset[Sequences]):
         self._first_index = first_index
         # Workers that outlive a pass have a copy of everything else, and would never hear of the next one.
         self._offset = torch.zeros((), dtype=torch.int64).share_memory_()
-        tokens, begins, learnt, flows = [], [], [], []
+        tokens, document_start, loss_mask, splittable = [], [], [], []
         for row in rows:
             tokens.append(torch.tensor(row.tokens, dtype=torch.int32))
-            begins.append(torch.tensor(row.begins))
-            learnt.append(torch.tensor(row.learnt))
-            flows.append(row.flows)
-        self._columns = [torch.stack(column) for column in (tokens, begins, learnt) if column]
+            document_start.append(torch.tensor(row.document_start))
+            loss_mask.append(torch.tensor(row.loss_mask))
+            splittable.append(row.splittable)
+        self._columns = [torch.stack(column) for column in (tokens, document_start, loss_mask) if column]
         self._runs: list[range] = []
-        for flowing, run in groupby(range(len(flows)), key=flows.__getitem__):
+        for flowing, run in groupby(range(len(splittable)), key=splittable.__getitem__):
             numbers = list(run)
             whole = range(numbers[0], numbers[-1] + 1)
             self._runs += [whole if flowing else range(number, number + 1) for number in numbers]
-        self._flows = flows
+        self._flows = splittable
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -221,10 +227,10 @@ class PackedDataset(Dataset[Sequences]):
         places = torch.arange(window) + (index - run.start) * window + (int(self._offset) if self._flows[index] else 0)
         # What is left over at the end of a run stands before its start.
         places %= len(run) * window
-        tokens, begins, learnt = (column.view(-1)[run.start * window + places] for column in self._columns)
+        tokens, document_start, loss_mask = (column.view(-1)[run.start * window + places] for column in self._columns)
         if isinstance(index, Filler):
-            learnt = torch.zeros_like(learnt)
-        return lay_out(tokens.long(), begins | (places == 0), learnt) | {
+            loss_mask = torch.zeros_like(loss_mask)
+        return lay_out(tokens.long(), document_start | (places == 0), loss_mask) | {
             "index": torch.tensor(self._first_index + index)
         }
 

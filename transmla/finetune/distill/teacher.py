@@ -15,7 +15,7 @@ from transmla.modeling.lm_head import model_head
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherOutputs:
     """What a teacher says about one batch.
 
     Attributes:
@@ -61,11 +61,11 @@ class Teacher:
         input_ids: Int[Tensor, "batch window"],
         position_ids: Int[Tensor, "batch window"],
         counted: Bool[Tensor, "batch window-1"],
-    ) -> Lesson:
+    ) -> TeacherOutputs:
         """Say what there is to learn from a batch."""
         targets = self.read(input_ids, position_ids, counted)
         attention = self._recorder.take() if self._recorder else ()
-        return Lesson(targets, tuple(output.to(input_ids.device) for output in attention))
+        return TeacherOutputs(targets, tuple(output.to(input_ids.device) for output in attention))
 
 
 @dataclass(frozen=True)

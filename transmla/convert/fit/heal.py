@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transmla.convert.latent import LatentAttention
-from transmla.convert.teacher import Lesson
+from transmla.convert.fit.targets import LayerTargets
+from transmla.convert.latent_attention import LatentAttention
 
 LEARNING_RATE = 2e-2
 _WARMUP = 10
@@ -25,7 +25,7 @@ _JUDGES = 16
 
 def heal_layer(
     layer: LatentAttention,
-    lesson: Lesson,
+    targets: LayerTargets,
     frequencies: Float[Tensor, " slot"],
     *,
     steps: int,
@@ -33,20 +33,20 @@ def heal_layer(
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> LatentAttention:
-    """Train all factors towards the lesson; the same seed gives the same factors.
+    """Train all factors towards the targets; the same seed gives the same factors.
 
     Args:
         layer: plain factors; not changed.
-        lesson: windows to train on; up to a tenth of them decides whether training has helped.
+        targets: windows to train on; up to a tenth of them decides whether training has helped.
         frequencies: of the rotary slots.
         steps: updates, each on ``batch_size`` windows.
         batch_size: windows per update.
         seed: of the order of the windows.
         dtype: of the matrix products; float16 is trained in bfloat16, whose range needs no scaling of the loss.
     """
-    held_back = min(max(1, len(lesson.inputs) // 10), _JUDGES)
-    judge, lesson = _rows(lesson, slice(0, held_back)), _rows(lesson, slice(held_back, None))
-    if steps == 0 or len(lesson.inputs) == 0:
+    held_back = min(max(1, len(targets.inputs) // 10), _JUDGES)
+    judge, targets = _rows(targets, slice(0, held_back)), _rows(targets, slice(held_back, None))
+    if steps == 0 or len(targets.inputs) == 0:
         return layer
     healed = layer.map(lambda factor: factor.detach().clone().requires_grad_())
     groups = [
@@ -55,13 +55,13 @@ def heal_layer(
     ]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, steps))
-    order = _Shuffled(len(lesson.inputs), seed)
+    order = _Shuffled(len(targets.inputs), seed)
     with torch.enable_grad():
         for _ in range(steps):
-            batch = _rows(lesson, order.take(batch_size))
+            batch = _rows(targets, order.take(batch_size))
             optimiser.zero_grad()
             # Never half precision unasked: processors without units for it take a hundred times as long.
-            with torch.autocast(lesson.inputs.device.type, torch.bfloat16, enabled=dtype != torch.float32):
+            with torch.autocast(targets.inputs.device.type, torch.bfloat16, enabled=dtype != torch.float32):
                 loss = batch.loss(healed, frequencies)
             loss.backward()
             optimiser.step()
@@ -76,14 +76,14 @@ def _schedule(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _judged(layer: LatentAttention, judge: Lesson, frequencies: Tensor, batch_size: int) -> float:
+def _judged(layer: LatentAttention, judge: LayerTargets, frequencies: Tensor, batch_size: int) -> float:
     losses = [batch.loss(layer, frequencies).item() * len(batch.inputs) for batch in judge.batches(batch_size)]
     loss = sum(losses)
     return loss if math.isfinite(loss) else math.inf
 
 
-def _rows(lesson: Lesson, rows: slice | Tensor) -> Lesson:
-    return Lesson(lesson.inputs[rows], lesson.outputs[rows], lesson.weights[rows])
+def _rows(targets: LayerTargets, rows: slice | Tensor) -> LayerTargets:
+    return LayerTargets(targets.inputs[rows], targets.outputs[rows], targets.weights[rows])
 
 
 class _Shuffled:

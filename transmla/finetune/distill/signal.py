@@ -1,4 +1,4 @@
-"""How a batch comes by its lesson: from a teacher that reads it now, or from what one has written down before.
+"""What the teacher says of a batch: it reads the batch now (online), or has done so before (cached logits).
 
 What is written down lies in two files of one row for each sequence, ``logprobs.npy`` (float16) and ``tokens.npy``
 (int32), mapped and not read: six bytes for each of the top tokens of each position.
@@ -16,53 +16,53 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from transmla.data.vocabulary import SharedTokens
-from transmla.finetune.packing import Sequences
-from transmla.finetune.student import IGNORED
-from transmla.finetune.teacher import Lesson, Teacher, TopTargets
+from transmla.finetune.data.packing import Sequences
+from transmla.finetune.distill.student import IGNORE_INDEX
+from transmla.finetune.distill.teacher import Teacher, TeacherOutputs, TopTargets
 
 _ROWS_AT_ONCE = 256
 
 
-class NoTeaching:
+class NoSignal:
     """Cross-entropy alone."""
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> None:
+    def outputs_for(self, batch: Mapping[str, Tensor]) -> None:
         """Teach nothing."""
         return
 
 
 @dataclass(frozen=True)
-class LiveTeaching:
+class OnlineSignal:
     """The teacher reads each batch."""
 
     teacher: Teacher
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> Lesson:
+    def outputs_for(self, batch: Mapping[str, Tensor]) -> TeacherOutputs:
         """Have it read."""
         return self.teacher.teach(batch["input_ids"], batch["position_ids"], _counted(batch))
 
 
-class WrittenTeaching:
+class CachedSignal:
     """The teacher has read everything; ``index`` in a batch says which sequences those are."""
 
     def __init__(self, folder: Path, *, shared: SharedTokens | None = None) -> None:
-        """Map what :func:`write_down` has left in a folder, about the ``shared`` tokens where those are not all."""
+        """Map what :func:`cache_teacher_logits` wrote, about the ``shared`` tokens where those are not all."""
         self._shared = shared
         self._logprobs = numpy.load(folder / "logprobs.npy", mmap_mode="r")
         self._tokens = numpy.load(folder / "tokens.npy", mmap_mode="r")
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> Lesson:
+    def outputs_for(self, batch: Mapping[str, Tensor]) -> TeacherOutputs:
         """Look it up."""
         rows, counted = batch["index"].cpu().numpy(), _counted(batch)
         logprobs, tokens = (
             torch.from_numpy(numpy.asarray(table[rows])).to(counted.device)[counted]
             for table in (self._logprobs, self._tokens)
         )
-        return Lesson(TopTargets(logprobs, tokens, self._shared))
+        return TeacherOutputs(TopTargets(logprobs, tokens, self._shared))
 
 
 @torch.no_grad()
-def write_down(
+def cache_teacher_logits(
     teacher: Teacher,
     dataset: Dataset[Sequences],
     folder: Path,
@@ -108,4 +108,4 @@ def write_down(
 
 
 def _counted(batch: Mapping[str, Tensor]) -> Tensor:
-    return batch["labels"][:, 1:] != IGNORED
+    return batch["labels"][:, 1:] != IGNORE_INDEX

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Sampler, default_collate
 from transformers import TrainerCallback, TrainingArguments
 
-from transmla.finetune.packing import Filler, PackedDataset, Sequences
+from transmla.finetune.data.packing import Filler, PackedDataset, Sequences
 
 
 class PassSampler(Sampler[list[int]]):

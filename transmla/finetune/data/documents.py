@@ -25,15 +25,15 @@ class Document:
 
     Attributes:
         tokens: all of it.
-        learnt: whether a token is to be predicted.
+        loss_mask: whether a token is to be predicted.
         whole: it is not to be cut in two to fill a window.
-        begins: it does not go on from the one before.
+        document_start: it does not go on from the one before.
     """
 
     tokens: Sequence[int]
-    learnt: Sequence[bool]
+    loss_mask: Sequence[bool]
     whole: bool = False
-    begins: bool = True
+    document_start: bool = True
 
 
 def read_documents(
@@ -60,7 +60,7 @@ def read_documents(
     if documents.is_text:
         for number, tokens in enumerate(token_stream(with_text(documents), tokenizer)):
             piece = tokens if number else begun(tokens, text_start(tokenizer, bos))
-            yield Document(piece, [True] * len(piece), begins=number == 0)
+            yield Document(piece, [True] * len(piece), document_start=number == 0)
         return
     for place, content in documents:
         if isinstance(content, Chat):
@@ -80,11 +80,11 @@ def _text(text: str, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Document:
 
 def _completed(laid: Laid, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> Document:
     # As a text is, but that the prompt is given.
-    tokens, learnt = encode(laid, tokenizer)
+    tokens, loss_mask = encode(laid, tokenizer)
     whole = begun(tokens, text_start(tokenizer, bos))
     given = [False] * (len(whole) - len(tokens))
     ended = _ended(whole, tokenizer)
-    return Document(ended, [*given, *learnt, *[True] * (len(ended) - len(whole))], whole=True)
+    return Document(ended, [*given, *loss_mask, *[True] * (len(ended) - len(whole))], whole=True)
 
 
 def _ended(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -97,7 +97,7 @@ def _conversation(chat: Chat, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> l
     start = text_start(tokenizer, bos) if bos == "always" else []
     found = []
     for laid in samples(chat, tokenizer):
-        tokens, learnt = encode(laid, tokenizer)
+        tokens, loss_mask = encode(laid, tokenizer)
         whole = begun(tokens, start)
-        found.append(Document(whole, [False] * (len(whole) - len(tokens)) + learnt, whole=True))
+        found.append(Document(whole, [False] * (len(whole) - len(tokens)) + loss_mask, whole=True))
     return found

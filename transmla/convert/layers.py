@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from transmla.arch.experts import ROUTER, Expert, ExpertNames, is_expert
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
 from transmla.calibration.stream import Attended, add_experts
-from transmla.convert.deepseek_tensors import fold_layer, unfold_layer
-from transmla.convert.heal import heal_layer
-from transmla.convert.latent import LatentAttention
+from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
+from transmla.convert.fit.heal import heal_layer
+from transmla.convert.fit.latent_norm import live_norm
+from transmla.convert.fit.refit import refit_output
+from transmla.convert.fit.routing import RouterInputs
+from transmla.convert.fit.targets import LayerTargets, relative_error
+from transmla.convert.latent_attention import LatentAttention
 from transmla.convert.layer import complex_layer, compress_queries, exact_layer, rorope_layer, split_queries
-from transmla.convert.live import live_norm
 from transmla.convert.plan import ConversionPlan
-from transmla.convert.refit import refit_output
 from transmla.convert.report import LayerReport
-from transmla.convert.routing import RouterInputs
-from transmla.convert.teacher import Lesson, relative_error
 from transmla.deepseek.names import ATTENTION, ZEROS, layer_prefix
 from transmla.device import trim_memory
 
@@ -33,7 +33,7 @@ _METHODS = {"complex": complex_layer, "rorope": rorope_layer}
 Write = Callable[[Mapping[str, Tensor]], None]
 
 
-def walk_layers(
+def convert_layers(
     plan: ConversionPlan,
     windows: Int[Tensor, "windows tokens"] | None,
     *,
@@ -46,7 +46,7 @@ def walk_layers(
     With text, the layers before ``start`` are run once more without being converted, so that a resumed run sees the
     same activations as an undisturbed one; ``read_stored`` gives their tensors as an earlier run has written them.
     """
-    walk = _Walk(plan, windows)
+    walk = LayerConverter(plan, windows)
     for index in range(plan.spec.num_hidden_layers):
         trim_memory()
         if index >= start:
@@ -66,7 +66,7 @@ def healing_steps(mean: int, index: int, num_layers: int) -> int:
     return round(mean * (1.5 - index / (num_layers - 1))) if num_layers > 1 else mean
 
 
-class _Walk:
+class LayerConverter:
     """The state that goes from layer to layer: the residual streams of the source and of the converted layers."""
 
     def __init__(self, plan: ConversionPlan, windows: Int[Tensor, "windows tokens"] | None) -> None:
@@ -154,7 +154,7 @@ class _Walk:
 
     def _observe(
         self, layer: nn.Module, weights: AttentionWeights, routing: RouterInputs | None
-    ) -> tuple[Moments | None, Lesson | None, Lesson]:
+    ) -> tuple[Moments | None, LayerTargets | None, LayerTargets]:
         """Return the moments on the fitted windows, and what there is to learn on them and on the held-out ones.
 
         Without a converted stream nothing is learnt, and nothing but the moments is kept of the fitted windows.
@@ -183,12 +183,12 @@ class _Walk:
 
     def _lesson(
         self, layer: nn.Module, rows: slice, routing: RouterInputs | None, sums: MomentSums | None = None
-    ) -> Lesson:
+    ) -> LayerTargets:
         """Move the source's stream past ``layer``, and say what the converted layer should make of its own inputs."""
         assert self._stream is not None
         inputs = (self._converted or self._stream).inputs(layer, rows)
         shape = inputs.shape[:2]
-        lesson = Lesson(inputs, inputs.new_empty(*shape, self._plan.spec.hidden_size), inputs.new_empty(shape))
+        targets = LayerTargets(inputs, inputs.new_empty(*shape, self._plan.spec.hidden_size), inputs.new_empty(shape))
         done = 0
         for attended in self._advance(layer, rows, routing):
             batch = slice(done, done + len(attended.input))
@@ -196,14 +196,19 @@ class _Walk:
             wanted = attended.output
             if self._converted is not None:
                 wanted = attended.residual - self._converted.hidden(rows)[batch]
-            lesson.outputs[batch] = wanted
-            lesson.weights[batch] = _importance(attended.residual)
+            targets.outputs[batch] = wanted
+            targets.weights[batch] = _importance(attended.residual)
             if sums is not None:
                 sums.add(attended, inputs[batch])
-        return lesson
+        return targets
 
     def _improve(
-        self, index: int, attention: LatentAttention, moments: Moments | None, fit: Lesson | None, heldout: Lesson
+        self,
+        index: int,
+        attention: LatentAttention,
+        moments: Moments | None,
+        fit: LayerTargets | None,
+        heldout: LayerTargets,
     ) -> tuple[LatentAttention, dict[str, float]]:
         """Refit and heal, and report the error on held-out windows before each."""
         request = self._plan.request
@@ -235,7 +240,7 @@ class _Walk:
     ) -> dict[str, Tensor]:
         """Return the factors in the target's format, beside what is no part of attention, nor of an expert."""
         plan = self._plan
-        folded = fold_layer(
+        folded = to_deepseek(
             attention,
             plan.sizes,
             plan.norm,
@@ -264,14 +269,14 @@ class _Walk:
     def _unfold(self, stored: dict[str, Tensor]) -> LatentAttention:
         tensors = {name: tensor.to(self._plan.device, torch.float32) for name, tensor in stored.items()}
         plan = self._plan
-        return unfold_layer(tensors, plan.sizes, plan.norm, residual=plan.residual, live=plan.live)
+        return from_deepseek(tensors, plan.sizes, plan.norm, residual=plan.residual, live=plan.live)
 
     @staticmethod
     def _attention_tensors(converted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = f".{ATTENTION}."
         return {name.partition(part)[2]: tensor for name, tensor in converted.items() if part in name}
 
-    def _error(self, attention: LatentAttention, heldout: Lesson) -> float:
+    def _error(self, attention: LatentAttention, heldout: LayerTargets) -> float:
         return relative_error(attention, heldout, self._frequencies, batch_size=self._plan.request.batch_size)
 
     def _advance_converted(self, layer: nn.Module, attention: LatentAttention) -> None:

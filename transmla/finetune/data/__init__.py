@@ -1,0 +1,1 @@
+"""From documents to sequences of equal length, in an order."""

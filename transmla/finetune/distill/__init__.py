@@ -1,0 +1,1 @@
+"""The teacher, what it says of a batch, and a student that computes the loss."""
