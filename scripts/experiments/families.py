@@ -39,8 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 MORE: dict[str, dict[str, dict[str, Any]]] = {
     "qwen2": {
-        "folded": {"biases": "fold"},
-        "folded-healed": {"biases": "fold", "num_windows": 256, "heal_steps": 140},
+        "folded": {"biases": "merge"},
+        "folded-healed": {"biases": "merge", "num_windows": 256, "heal_steps": 140},
     },
     "qwen3": {"one-factor": {}},
 }

@@ -82,9 +82,9 @@ def main() -> None:
     tokenizer = train_tokenizer(text)
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
     model = make_model(options.family, options.num_key_value_heads, options.context)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
+        optimizer,
         lambda step: min(1, (step + 1) / WARMUP) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / options.steps)) / 2),
     )
     bar = tqdm(range(options.steps), desc="Training")
@@ -92,10 +92,10 @@ def main() -> None:
         starts = torch.randint(len(tokens) - options.context, (options.batch_size, 1))
         batch = tokens[starts + torch.arange(options.context)]
         loss = model(input_ids=batch, labels=batch).loss
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
     model.save_pretrained(options.output_dir)

@@ -138,8 +138,8 @@ def test_a_norm_on_heads_becomes_a_linear_map(normed, calibration_text, tmp_path
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"biases": "fold", "exact": True}, "--exact fits nothing: drop --biases"),
-        ({"biases": "fold", "calibration": "none", **SIZES}, "find the nearest linear maps on: pass --calibration"),
+        ({"biases": "merge", "exact": True}, "--exact fits nothing: drop --biases"),
+        ({"biases": "merge", "calibration": "none", **SIZES}, "find the nearest linear maps on: pass --calibration"),
         ({"engine": "llama.cpp", "exact": True}, "every rotary slot a frequency of its own"),
         ({"engine": "llama.cpp", "calibration": "none", **SIZES}, "no place for the biases of k_proj, q_proj, v_proj"),
     ],
@@ -164,4 +164,4 @@ def test_a_norm_on_heads_has_no_exact_form(normed, tmp_path, choices, message):
 def test_a_bias_on_the_output_stays(calibration_text, tmp_path):
     source = tiny_checkpoint(tmp_path / "source", attention_bias=True)
     with pytest.raises(UsageError, match="bias on the output of attention: pass --biases keep"):
-        plan_conversion(asked(source, tmp_path / "out", calibration_text, biases="fold", **SIZES))
+        plan_conversion(asked(source, tmp_path / "out", calibration_text, biases="merge", **SIZES))

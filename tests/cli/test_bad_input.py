@@ -219,7 +219,7 @@ class TestSizes:
 
     def test_rorope_of_scaled_rope(self, convert_refuses, source):
         change_config(source, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0})
-        message = "--method rorope needs plain RoPE, found type 'linear'; .* pass --method complex"
+        message = "--method rorope needs plain RoPE, found type 'linear'; .* pass --method fitted"
         convert_refuses(USAGE, message, sizes=("--kv-ratio", "0.5", "--method", "rorope"))
 
 
@@ -390,7 +390,7 @@ def test_a_real_process(source, output, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--heal-steps", "3", "--method", "rorope"), "--heal-steps needs --method complex and a text"),
+        (("--heal-steps", "3", "--method", "rorope"), "--heal-steps needs --method fitted and a text"),
         (("--calibration", "none"), "--calibration none means no text at all"),
         (("--heal-steps", "-1"), "--heal-steps: Input should be greater than or equal to 0"),
     ],

@@ -62,7 +62,18 @@ def test_a_token_beyond_the_embeddings(name, more, cli, tmp_path, monkeypatch):
 def test_tokens_that_are_only_there_do_no_harm(more, cli, monkeypatch):
     """Neither in plain text, nor where words are drawn from the whole vocabulary."""
     monkeypatch.chdir(more)
-    flags = ("--dataset", "plain.txt", "--window", "32", "--contexts", "200", "--num-trials", "2", "--num-depths", "2")
+    flags = [
+        "--dataset",
+        "plain.txt",
+        "--window",
+        "32",
+        "--needle-lengths",
+        "200",
+        "--needle-trials",
+        "2",
+        "--needle-depths",
+        "2",
+    ]
     assert cli("eval", "source", "mla", *flags, "--no-cache", "--device", "cpu", "-q").exit_code == 0
     tokenizer = AutoTokenizer.from_pretrained(more / "source")
     assert max(whole_words(tokenizer, vocab_size=401)) < 401

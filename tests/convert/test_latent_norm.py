@@ -40,7 +40,7 @@ THETA = frequencies(HEAD_DIM)
 WEIGHTS = random_weights(HEADS, KV_HEADS, HEAD_DIM)
 SIZES = MLASizes(kv_lora_rank=RANK + 1, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8)
 PADDED = MLASizes(kv_lora_rank=20, qk_rope_head_dim=8, qk_nope_head_dim=14, v_head_dim=10)
-ASKED = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "latent_norm": "live"}
+ASKED = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "latent_norm": "fitted"}
 
 
 @pytest.fixture(scope="module")
@@ -185,15 +185,15 @@ def test_resumed_it_is_the_same(source, tmp_path, calibration_text, monkeypatch)
     ("choices", "message"),
     [
         ({"exact": True}, "--exact fits nothing: drop --latent-norm"),
-        ({"method": "rorope"}, "--latent-norm live needs --method complex and a text"),
-        ({"calibration": "none"}, "--latent-norm live needs --method complex and a text"),
+        ({"method": "rorope"}, "--latent-norm fitted needs --method fitted and a text"),
+        ({"calibration": "none"}, "--latent-norm fitted needs --method fitted and a text"),
         ({"profile": "quantizable"}, "pass --profile portable"),
         ({"kv_lora_rank": 1}, "takes one latent number, .*: pass --kv-lora-rank 2"),
-        ({"dtype": "float16", "q_lora_rank": 8}, "--latent-norm live without --q-lora-rank"),
+        ({"dtype": "float16", "q_lora_rank": 8}, "--latent-norm fitted without --q-lora-rank"),
     ],
 )
 def test_what_it_cannot_be_combined_with(choices, message, source, output, calibration_text):
     sizes = {} if "exact" in choices else ASKED
     text = None if choices.get("exact") else calibration_text
     with pytest.raises(UsageError, match=message):
-        plan_conversion(asked(source, output, text, **(sizes | {"latent_norm": "live"} | choices)))
+        plan_conversion(asked(source, output, text, **(sizes | {"latent_norm": "fitted"} | choices)))

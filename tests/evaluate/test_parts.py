@@ -82,9 +82,9 @@ def test_trials_begin_as_texts_do(start):
 
 
 def test_bos_decides_what_trials_begin_with(folders):
+    few = {"needle_lengths": (128,), "needle_depths": 1, "needle_trials": 2}
     found = {
-        bos: evaluate(ask(folders, contexts=(128,), num_depths=1, num_trials=2, bos=bos)).contexts[0].scores[0].nll
-        for bos in ("auto", "always", "never")
+        bos: evaluate(ask(folders, **few, bos=bos)).contexts[0].scores[0].nll for bos in ("auto", "always", "never")
     }
     assert found["auto"] == found["always"] != found["never"]
 
@@ -97,7 +97,7 @@ def test_words_are_words():
 
 
 def test_looking_back_is_judged_at_every_length_and_depth(folders):
-    report = evaluate(ask(folders, "exact", contexts=(128, 256), num_depths=3, num_trials=2, batch_size=2))
+    report = evaluate(ask(folders, "exact", needle_lengths=(128, 256), needle_depths=3, needle_trials=2, batch_size=2))
     cells = [(cell.kind, cell.length, cell.depth) for cell in report.contexts]
     needles = [("needle", 0.0), ("needle", 0.5), ("needle", 1.0), ("copy", None)]
     assert sorted(cells, key=str) == sorted(((k, n, d) for n in (128, 256) for k, d in needles), key=str)
@@ -123,10 +123,10 @@ def test_looking_back_is_judged_at_every_length_and_depth(folders):
 
 
 def test_a_context_without_room_is_refused(folders):
-    with pytest.raises(UsageError, match="A context of 40 tokens has no room for a needle"):
-        evaluate(ask(folders, contexts=(40,)))
-    with pytest.raises(UsageError, match=r"has a context of .* tokens: lower --contexts, which is 100000"):
-        evaluate(ask(folders, contexts=(100_000,)))
+    with pytest.raises(UsageError, match="40 tokens have no room for a needle"):
+        evaluate(ask(folders, needle_lengths=(40,)))
+    with pytest.raises(UsageError, match=r"has a context of .* tokens: lower --needle-lengths, which is 100000"):
+        evaluate(ask(folders, needle_lengths=(100_000,)))
 
 
 def begun_windows(tokenizer, text, count):
@@ -193,7 +193,7 @@ def test_the_last_layer_alone_is_the_last_layer_of_a_hybrid(folders):
 )
 def test_what_compares_needs_text_and_conversions(folders, options, flag):
     with pytest.raises(UsageError, match=f"{flag} needs text: pass --dataset"):
-        evaluate(ask(folders, "exact", contexts=(128,), **options))
+        evaluate(ask(folders, "exact", needle_lengths=(128,), **options))
     with pytest.raises(UsageError, match=f"{flag} compares a source with conversions of it"):
         evaluate(ask(folders, dataset=str(folders / "text.txt"), **options))
 

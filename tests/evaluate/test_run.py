@@ -184,7 +184,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(folders, cache, m
 
 
 def test_speed_is_measured_by_bench(folders):
-    report = evaluate(ask(folders, str(folders / "converted"), dataset=(), speed_contexts=(64, 128)))
+    report = evaluate(ask(folders, str(folders / "converted"), dataset=(), bench_contexts=(64, 128)))
     [bench] = report.speed
     assert [(cell.model, cell.form, cell.context) for cell in bench.cells] == [
         (str(folders / name), form, context)
@@ -196,7 +196,9 @@ def test_speed_is_measured_by_bench(folders):
 
 
 def test_nothing_to_measure_is_refused(folders):
-    with pytest.raises(UsageError, match="There is nothing to measure: pass --dataset, --tasks, --contexts or --speed"):
+    with pytest.raises(
+        UsageError, match="There is nothing to measure: pass --dataset, --tasks, --needle-lengths or --"
+    ):
         evaluate(ask(folders, dataset=()))
 
 

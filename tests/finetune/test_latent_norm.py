@@ -12,7 +12,7 @@ from tests.convert.models import checkpoint_with_a_common_direction
 from tests.factory import tiny_checkpoint
 from tests.finetune.conftest import FEW, SIZES, loads, weights
 
-LIVE = "--latent-norm live"
+LIVE = "--latent-norm fitted"
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +98,4 @@ def test_the_quantizable_profile_has_no_need(cli, common, tmp_path, calibration_
     assert cli("convert", source, tmp_path / "mla", *flags).exit_code == 0
     result = cli("finetune", tmp_path / "mla", tmp_path / "out", "--dataset", calibration_text, *LIVE.split(), "-q")
     assert result.exit_code == 2
-    assert "--latent-norm live is for the portable profile" in result.stderr
+    assert "--latent-norm fitted is for the portable profile" in result.stderr

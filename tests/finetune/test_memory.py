@@ -59,7 +59,7 @@ def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing, shared):
     if checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     student = Student.from_model(model, Mix(0.1)).train()
-    optimiser = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], fused=True)
     tokens = torch.randint(3000, (BATCH, WINDOW))
     teacher = torch.nn.Linear(64, shared.num_there if shared else 3000, bias=False)
     teacher_outputs = TeacherOutputs(
@@ -70,8 +70,8 @@ def test_the_estimate_is_near(monkeypatch, train, bf16, checkpointing, shared):
             with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
                 output = student(tokens, torch.arange(WINDOW).expand(BATCH, -1), tokens, teacher_outputs)
             output["loss"].backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             peak = meter.lap()
     setting = Setting(
         train, 8, BATCH, WINDOW, bf16=bf16, checkpointing=checkpointing, on_cpu=True, renormalized=shared is not None
@@ -130,7 +130,7 @@ def test_a_dry_run_of_a_large_model_reads_headers_only(cli, tmp_path, calibratio
     for (train, _), memory in found.items():
         weights = 8.24e9 * 2 + (2 * memory["num_trained"])
         assert memory["frozen"] + memory["trained"] == pytest.approx(weights, rel=0.01), train
-        assert memory["optimiser"] == 8 * memory["num_trained"]
+        assert memory["optimizer"] == 8 * memory["num_trained"]
     # Query, down, up and output projections, and a latent norm, which is trained only where it is live.
     layer = 4096 * 32 * 192 + 4096 * 576 + 512 * 32 * 256 + 32 * 128 * 4096 + 512
     assert found["attention", "--gradient-checkpointing"]["num_trained"] == 32 * layer

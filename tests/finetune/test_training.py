@@ -242,7 +242,7 @@ def test_stored_types_stay(train, cli, pair, tmp_path, calibration_text):
 
 def test_a_norm_that_is_live_is_trained(train, cli, pair, tmp_path, calibration_text):
     source, _ = pair
-    flags = (*SIZES, *FEW, "--latent-norm", "live", "--calibration", calibration_text, "-q")
+    flags = (*SIZES, *FEW, "--latent-norm", "fitted", "--calibration", calibration_text, "-q")
     assert cli("convert", source, tmp_path / "mla", *flags).exit_code == 0
     output = train(tmp_path / "mla", tmp_path / "out", "--max-steps 6")
     names = changed(tmp_path / "mla", output)

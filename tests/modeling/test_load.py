@@ -28,8 +28,8 @@ def conversions(tmp_path_factory, calibration_text):
     convert(ConvertRequest(**common, output_dir=root / "exact", exact=True))
     convert(ConvertRequest(**fitted, output_dir=root / "fitted"))
     convert(ConvertRequest(**fitted, output_dir=root / "queries", q_lora_rank=24))
-    convert(ConvertRequest(**fitted, output_dir=root / "live", latent_norm="live"))
-    convert(ConvertRequest(**fitted, output_dir=root / "live-queries", latent_norm="live", q_lora_rank=24))
+    convert(ConvertRequest(**fitted, output_dir=root / "live", latent_norm="fitted"))
+    convert(ConvertRequest(**fitted, output_dir=root / "live-queries", latent_norm="fitted", q_lora_rank=24))
     return root
 
 

@@ -73,7 +73,7 @@ def test_padded_vocabularies_are_compared_over_the_shared_tokens(tmp_path, size)
 def test_a_source_with_more_rows_is_the_same_model(tmp_path):
     source = tiny_checkpoint(tmp_path / "source")
     padded = resized(source, tmp_path / "padded", 480)
-    [text] = evaluate(ask(tmp_path, source, padded, contexts=(128,), num_trials=2, num_depths=1)).texts
+    [text] = evaluate(ask(tmp_path, source, padded, needle_lengths=(128,), needle_trials=2, needle_depths=1)).texts
     assert text.scores[1].kl == pytest.approx(0, abs=1e-6)
     assert text.scores[1].top1_agreement == 1
     report = verify(VerifyRequest(model=str(padded), source=str(source), device="cpu"))

@@ -34,7 +34,7 @@ def evaluate_models(
     greedy_tokens: Annotated[int | None, typer.Option(help=_help("greedy_tokens"))] = None,
     per_layer: Annotated[bool | None, typer.Option("--per-layer", help=_help("per_layer"))] = None,
     layer_windows: Annotated[int | None, typer.Option(help=_help("layer_windows"))] = None,
-    speed_contexts: Annotated[list[str] | None, typer.Option(help=_help("speed_contexts"))] = None,
+    bench_contexts: Annotated[list[str] | None, typer.Option(help=_help("bench_contexts"))] = None,
     batch_size: Annotated[int | None, typer.Option(help=_help("batch_size"))] = None,
     dtype: Annotated[str | None, typer.Option(help=_help("dtype"))] = None,
     device: Annotated[str | None, typer.Option(help=_help("device"))] = None,

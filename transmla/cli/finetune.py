@@ -137,8 +137,8 @@ def plan_table(plan: FinetunePlan) -> Table:
         "Data": f"{sequences}, {plan.num_heldout_sequences:,} held out",
         "Steps": f"{plan.steps:,} of {plan.tokens_per_step:,} tokens",
         "Peak memory": f"about {readable_bytes(memory.peak)} on each device, where nothing is sharded",
-        "": f"weights {readable_bytes(memory.frozen + memory.trained)}, optimiser "
-        f"{readable_bytes(memory.optimiser)}, gradients {readable_bytes(memory.gradients)}, activations "
+        "": f"weights {readable_bytes(memory.frozen + memory.trained)}, optimizer "
+        f"{readable_bytes(memory.optimizer)}, gradients {readable_bytes(memory.gradients)}, activations "
         f"{readable_bytes(max(memory.activations, memory.recomputed))}, teacher {readable_bytes(memory.teacher)}",
         "On the disk": f"{readable_bytes(plan.checkpoint_bytes)} a checkpoint while training",
     }

@@ -1,17 +1,21 @@
 """What the user asks for. Each field is described once; the command line takes its help text from the same place."""
 
-from transmla.config.compare import BenchRequest, ComparisonRequest, EvalRequest, GenerateRequest, VerifyRequest
+from transmla.config.bench import BenchRequest
+from transmla.config.comparison import ComparisonRequest
 from transmla.config.convert import (
     Biases,
     ConvertRequest,
     EngineName,
-    InspectRequest,
     LatentNorm,
     Method,
     Profile,
 )
+from transmla.config.evaluate import EvalRequest
 from transmla.config.finetune import FinetuneRequest, Overflow, Train
+from transmla.config.generate import GenerateRequest
+from transmla.config.inspect import InspectRequest
 from transmla.config.request import Bos, ComputeDtype, OutputDtype, Request, SourceRequest, flag_name, read_recipe
+from transmla.config.verify import VerifyRequest
 
 __all__ = [
     "BenchRequest",

@@ -1,34 +1,20 @@
-"""What ``transmla inspect`` and ``transmla convert`` are asked."""
+"""What ``transmla convert`` is asked."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
+from transmla.config.inspect import MAX_POSITION_EMBEDDINGS
 from transmla.config.request import BOS, Bos, ComputeDtype, OutputDtype, SourceRequest, as_tuple
 
-Method = Literal["complex", "rorope"]
+Method = Literal["fitted", "rorope"]
 Profile = Literal["portable", "quantizable"]
-LatentNorm = Literal["neutral", "live"]
-Biases = Literal["keep", "fold"]
+LatentNorm = Literal["neutral", "fitted"]
+Biases = Literal["keep", "merge"]
 EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", "mlx"]
-
-_MAX_POSITION_EMBEDDINGS: Any = Field(
-    None,
-    ge=1,
-    description="Longest context of the result, in tokens; the source's by default. A model with a sliding window, or "
-    "with a RoPE that changes on the way, can be converted for contexts within; one whose RoPE is scaled for longer "
-    "ones (linear, yarn), for contexts up to there.",
-)
-
-
-class InspectRequest(SourceRequest):
-    """What ``transmla inspect`` is asked."""
-
-    context: int = Field(8192, ge=1, description="Context length, in tokens, for which the KV cache is added up.")
-    max_position_embeddings: int | None = _MAX_POSITION_EMBEDDINGS
 
 
 class ConvertRequest(SourceRequest):
@@ -41,7 +27,7 @@ class ConvertRequest(SourceRequest):
     kv_ratio: float | None = Field(
         None, gt=0, le=1, description="Converted KV cache as a share of the source's; the tool picks the split."
     )
-    max_position_embeddings: int | None = _MAX_POSITION_EMBEDDINGS
+    max_position_embeddings: int | None = MAX_POSITION_EMBEDDINGS
     q_lora_rank: int | None = Field(None, ge=1, description="Rank of the query projection; full by default.")
     exact: bool = Field(False, description="Write the same model as MLA: equal logits at equal cache size.")
     engine: Annotated[tuple[EngineName, ...], BeforeValidator(as_tuple)] = Field(
@@ -49,7 +35,9 @@ class ConvertRequest(SourceRequest):
     )
 
     method: Method = Field(
-        "complex", description="complex: attention-weighted, in the output metric; rorope: the TransMLA paper's."
+        "fitted",
+        description="fitted: what the cache holds and how every head reads it, by what an error does to the layer's "
+        "output; rorope: the TransMLA paper's.",
     )
     freq_fold: int | None = Field(
         None, ge=1, description="Neighbouring frequencies that share rotary slots; chosen per layer by default."
@@ -79,13 +67,13 @@ class ConvertRequest(SourceRequest):
     )
     latent_norm: LatentNorm = Field(
         "neutral",
-        description="neutral: the engines' norm on the latent does nothing; live: it is a fitted one, and the weights "
-        "survive 8-bit blocks everywhere, for one latent number.",
+        description="neutral: the engines' norm on the latent does nothing; fitted: it is a real one, fitted to the "
+        "text, and the weights survive 8-bit blocks everywhere, for one latent number.",
     )
     biases: Biases = Field(
         "keep",
         description="What becomes of biases on queries, keys and values. keep: they stay, for transformers and MLX; "
-        "fold: into the weights, by a functional of the input that is nearly one, for all engines.",
+        "merge: into the weights, by a functional of the input that is nearly one, for all engines.",
     )
     dtype: OutputDtype = Field("auto", description="Storage type of the written weights; auto keeps the source's.")
     compute_dtype: ComputeDtype = Field("float32", description="Type of the matrix products when layers run over text.")

@@ -78,9 +78,9 @@ class FinetuneRequest(Request):
         description="What is trained. attention: its projections; all: every weight; lora: low-rank changes of the "
         "attention's projections, merged into what is saved (needs peft).",
     )
-    latent_norm: Literal["keep", "live"] = Field(
+    latent_norm: Literal["keep", "fitted"] = Field(
         "keep",
-        description="live: switch the latent norm on, fitted to the data and trained, for one latent number, so that "
+        description="fitted: switch the latent norm on, fitted to the data and trained, for one latent number, so that "
         "the weights survive 8-bit blocks everywhere.",
     )
     lora_rank: int = Field(32, ge=1, description="Rank of --train lora.")
@@ -91,12 +91,12 @@ class FinetuneRequest(Request):
     warmup_steps: float = Field(0.02, ge=0, description="Steps, or below 1 the share of all steps, in which it rises.")
     weight_decay: float = Field(0.0, ge=0, description="Decay of trained matrices.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients that are longer are shortened.")
-    optim: str = Field("adamw_torch_fused", description="Optimiser, by the name that Trainer has for it.")
+    optim: str = Field("adamw_torch_fused", description="Optimizer, by the name that Trainer has for it.")
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
-    max_steps: int | None = Field(None, ge=0, description="Steps of the optimiser, instead of passes.")
+    max_steps: int | None = Field(None, ge=0, description="Steps of the optimizer, instead of passes.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Sequences on each device at once.")
     per_device_eval_batch_size: int = Field(8, ge=1, description="The same when the held-out ones are measured.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches for one step of the optimiser.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches for one step of the optimizer.")
     gradient_checkpointing: bool = Field(
         False, description="Keep the inputs of the layers only, and compute the rest again: less memory, more time."
     )

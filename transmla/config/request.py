@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
 from transmla.errors import UsageError
+from transmla.old_names import renamed
 
 OutputDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -42,6 +43,12 @@ class Request(BaseModel):
     """A frozen set of choices; unknown keys are refused rather than ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Any) -> Any:
+        """Take what is said in the words of an earlier release."""
+        return renamed(cls.__name__, values)
 
     @classmethod
     def describe(cls, field: str) -> str:

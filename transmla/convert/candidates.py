@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName, InspectRequest
@@ -20,17 +19,14 @@ from transmla.convert.settle import Way, possible
 from transmla.convert.validate import choose
 from transmla.deepseek.engines import ENGINES, dictating, engines_for
 from transmla.errors import TransMLAError
+from transmla.records import Record
 
 _RATIOS = (0.5, 0.333, 0.25, 0.125)
 _EXACT: Change = {"exact": True}
-_FOLD: Change = {"biases": "fold"}
+_FOLD: Change = {"biases": "merge"}
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Candidate(_Record):
+class Candidate(Record):
     """One way to convert.
 
     Attributes:
@@ -52,7 +48,7 @@ class Candidate(_Record):
     engines: tuple[str, ...]
 
 
-class Verdict(_Record):
+class Verdict(Record):
     """What an engine makes of the model.
 
     Attributes:

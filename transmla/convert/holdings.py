@@ -70,7 +70,7 @@ class Holdings:
         """Inputs and wanted outputs of the windows to learn on, and of those held out."""
         if not self.with_text:
             return 0
-        tokens = self.tokens if self.method == "complex" else self.tokens - self.fit_tokens
+        tokens = self.tokens if self.method == "fitted" else self.tokens - self.fit_tokens
         return tokens * (self.input_size + self.spec.hidden_size) * SINGLE
 
     @property
@@ -107,7 +107,7 @@ class Holdings:
         weights = (2 * self.queries + 2 * self.keys) * self.input_size * DOUBLE
         joint, width = self._joint, self.input_size
         start = width**2 * COMPLEX + 2 * self.queries * width * COMPLEX + 8 * joint**2 * DOUBLE
-        return weights + max(start, self._refining if self.method == "complex" else 0, self._compressing)
+        return weights + max(start, self._refining if self.method == "fitted" else 0, self._compressing)
 
     @property
     def _refining(self) -> int:
@@ -231,7 +231,7 @@ class Holdings:
     @property
     def num_streams(self) -> int:
         """Residual streams: the source's, and that of the converted layers."""
-        return 2 if self.method == "complex" else 1
+        return 2 if self.method == "fitted" else 1
 
     @property
     def stream(self) -> int:

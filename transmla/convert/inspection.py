@@ -1,23 +1,20 @@
 """What a model is and what it can become, from its config and headers alone."""
 
-from pydantic import BaseModel, ConfigDict
-
 from transmla.arch.context import longest_context
 from transmla.config import InspectRequest
 from transmla.convert.candidates import Candidate, Candidates, Verdict
 from transmla.convert.opened import open_model
 from transmla.deepseek.engines import ENGINES
+from transmla.records import Record
 
 
-class Inspection(BaseModel):
+class Inspection(Record):
     """A model's sizes, what engines make of it, and its candidates.
 
     Attributes:
         longest_context: what ``--max-position-embeddings`` may be at most, in tokens.
         context: the context whose KV cache is computed, in tokens.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     family: str

@@ -26,7 +26,7 @@ from transmla.convert.report import LayerReport
 from transmla.deepseek.names import ATTENTION, ZEROS, layer_prefix
 from transmla.device import trim_memory
 
-_METHODS = {"complex": complex_layer, "rorope": rorope_layer}
+_METHODS = {"fitted": complex_layer, "rorope": rorope_layer}
 
 
 #: Is given tensors as they are stored, under their final names.
@@ -78,7 +78,7 @@ class LayerConverter:
         if windows is not None:
             self._stream = plan.source_stream(windows)
             # The published method calibrates on the source's own activations.
-            self._converted = self._stream.fork() if plan.method == "complex" else None
+            self._converted = self._stream.fork() if plan.method == "fitted" else None
 
     def skip(self, index: int, stored: dict[str, Tensor]) -> None:
         """Send the residual streams through a layer that has been converted before."""

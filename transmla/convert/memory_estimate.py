@@ -34,11 +34,11 @@ class Footprint(Holdings):
         stages = {"embedding": self.embedding, "reading": self.reading}
         if self.with_text:
             stages["observing"] = self.observing
-            if self.predicts and self.method == "complex":
+            if self.predicts and self.method == "fitted":
                 stages["predicting"] = self.predicting
             if self.spec.nonlinear:
                 stages["linearizing"] = self.linearizing
-            if self.method == "complex":
+            if self.method == "fitted":
                 stages["learning"] = self.learning
             stages["advancing"] = self.advancing
         if self.method != "exact":
@@ -107,7 +107,7 @@ class Footprint(Holdings):
         """What was written is read back in float32, judged, and passed by the converted stream."""
         written = self.attention * (2 * SINGLE + self.dtype.itemsize) + self.others
         output = self.queries * self.spec.hidden_size * SINGLE
-        judged = max(self.attending, self.passing if self.method == "complex" else 0)
+        judged = max(self.attending, self.passing if self.method == "fitted" else 0)
         return self.source_layer + self.lessons + self.moments + written + output + judged
 
     def experts(self) -> int:

@@ -47,7 +47,7 @@ def model_card(plan: ConversionPlan, report: ConversionReport) -> str:
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         title=plan.request.output_dir.resolve().name,
         base=base,
-        version=report.versions["transmla"],
+        version=report.versions.transmla,
         source_numbers=summary.source_numbers_per_token_layer,
         numbers=summary.numbers_per_token_layer,
         rank=summary.kv_lora_rank,

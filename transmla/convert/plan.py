@@ -90,7 +90,7 @@ class ConversionPlan:
     @property
     def live(self) -> bool:
         """Whether the latent norm is a real one."""
-        return self.request.latent_norm == "live"
+        return self.request.latent_norm == "fitted"
 
     def read_layer(self, index: int) -> dict[str, Tensor]:
         """Read a source layer but for its experts, in its storage type, named as in transformers and relative to it."""

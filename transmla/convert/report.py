@@ -1,16 +1,11 @@
 """What a conversion has measured: ``transmla_report.json``."""
 
-from pydantic import BaseModel, ConfigDict
-
 from transmla.convert.summary import PlanSummary
 from transmla.data.documents import Reading
+from transmla.records import Record, Versions
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LayerReport(_Record):
+class LayerReport(Record):
     """One layer.
 
     Attributes:
@@ -32,7 +27,7 @@ class LayerReport(_Record):
     freq_fold: int | None
 
 
-class CalibrationReport(_Record):
+class CalibrationReport(Record):
     """The text that was fitted on, and the windows that were held out.
 
     Attributes:
@@ -51,7 +46,7 @@ class CalibrationReport(_Record):
     sha256: str
 
 
-class ConversionReport(_Record):
+class ConversionReport(Record):
     """Everything one needs to know where a checkpoint comes from.
 
     Attributes:
@@ -63,7 +58,7 @@ class ConversionReport(_Record):
     calibration: CalibrationReport | None
     layers: tuple[LayerReport, ...]
     seconds: float
-    versions: dict[str, str]
+    versions: Versions
     checksums: dict[str, str] | None = None
 
     @property

@@ -6,12 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-import transformers
 from jaxtyping import Int
 from torch import Tensor
 
-import transmla
 from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.disk import output_errors
 from transmla.checkpoint.model_files import RECIPE_FILE, REPORT_FILE, copy_model_files
@@ -30,6 +27,7 @@ from transmla.data.tokens import check_known, text_start
 from transmla.device import trim_memory
 from transmla.errors import CheckpointError, DataError
 from transmla.progress import Progress, Silent, say_nothing
+from transmla.versions import loaded_versions
 
 
 def convert(
@@ -87,11 +85,7 @@ def convert(
             layers=tuple(layers),
             seconds=round(time.monotonic() - started, 1),
             checksums=weight_checksums(staging.folder, progress=progress),
-            versions={
-                "transmla": transmla.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
+            versions=loaded_versions(),
         )
         with output_errors(staging.folder):
             copy_model_files(plan.source.folder, staging.folder)
@@ -132,7 +126,7 @@ def prepare(
     for sentence in filter(None, (reading.sentence() for reading in readings)):
         tell(sentence)
     splits = candidate_splits(request, plan.spec)
-    if windows is None or plan.method != "complex" or not predict:
+    if windows is None or plan.method != "fitted" or not predict:
         return replace(plan, readings=tuple(readings)), windows
     predictions = predict_splits(plan, windows, splits, progress=progress)
     if len(splits) > 1:

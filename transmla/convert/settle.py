@@ -64,7 +64,7 @@ def _supplements(request: ConvertRequest, change: Change) -> Iterator[Change]:
     # An exact conversion reads no text, but for the routing of experts.
     other: Change = TEXT if not request.calibration else {"calibration": ()} if exact else {}
     text: Change = {} if "calibration" in change else other
-    biases: Change = {} if "biases" in change else {"biases": "fold"}
+    biases: Change = {} if "biases" in change else {"biases": "merge"}
     # An engine may load no checkpoint of a profile that was asked for.
     profile: Change = {} if "profile" in change else {"profile": None}
     for folded in ({}, biases, profile):

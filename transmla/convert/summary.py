@@ -1,23 +1,21 @@
 """A plan in figures, for people and programs."""
 
-from pydantic import BaseModel, ConfigDict
+from transmla.records import Record
 
 
-class Prediction(BaseModel):
+class Prediction(Record):
     """What a split of the cache is predicted to cost.
 
     Attributes:
         error: root of the mean over the layers of ‖error of the attention output‖² / ‖residual stream‖².
     """
 
-    model_config = ConfigDict(frozen=True)
-
     kv_lora_rank: int
     qk_rope_head_dim: int
     error: float
 
 
-class PlanSummary(BaseModel):
+class PlanSummary(Record):
     """What is about to happen, for people and programs.
 
     Attributes:
@@ -29,8 +27,6 @@ class PlanSummary(BaseModel):
         warnings: what may not be as it was meant, a sentence each.
         unread: keys of the source's config.json that transformers does not read, and the result does not have.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     family: str

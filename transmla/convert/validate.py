@@ -78,7 +78,7 @@ def check_possible(request: ConvertRequest, spec: AttentionSpec) -> None:
             {**HALF, "exact": False},
         )
     if "o_proj" in spec.biases and not spec.keep_biases:
-        raise Refusal("--biases fold has no place for a bias on the output of attention", {"biases": "keep"})
+        raise Refusal("--biases merge has no place for a bias on the output of attention", {"biases": "keep"})
 
 
 def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
@@ -104,7 +104,7 @@ def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, 
         )
     _check_routing(request, spec)
     if spec.nonlinear and "none" in request.calibration:
-        what = "The norm on queries and keys" if spec.family.head_norms else "--biases fold"
+        what = "The norm on queries and keys" if spec.family.head_norms else "--biases merge"
         raise Refusal(f"{what} needs a text, to find the nearest linear maps on", TEXT)
     if "none" in request.calibration and len(request.calibration) > 1:
         texts = tuple(text for text in request.calibration if text != "none")
@@ -114,25 +114,25 @@ def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, 
     _check_learning(request, sizes, method)
     if method == "rorope" and spec.rope_type != "default":
         raise Refusal(
-            f"--method rorope needs plain RoPE, found type {spec.rope_type!r}; --method complex fits other frequencies "
+            f"--method rorope needs plain RoPE, found type {spec.rope_type!r}; --method fitted fits other frequencies "
             "onto the target's plain grid",
-            {"method": "complex"},
+            {"method": "fitted"},
         )
 
 
 def _check_learning(request: ConvertRequest, sizes: MLASizes, method: str) -> None:
-    live = request.latent_norm == "live"
-    needed: dict[str, object] = {} if method == "complex" else {"method": "complex"}
+    live = request.latent_norm == "fitted"
+    needed: dict[str, object] = {} if method == "fitted" else {"method": "fitted"}
     needed |= TEXT if "none" in request.calibration else {}
-    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm live", live)):
+    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm fitted", live)):
         if asked and needed:
-            raise Refusal(f"{flag} needs --method complex and a text to learn from", needed)
+            raise Refusal(f"{flag} needs --method fitted and a text to learn from", needed)
     if live and request.profile != "portable":
         raise Refusal(
-            "--latent-norm live survives 8-bit blocks by itself, with --profile portable", {"profile": "portable"}
+            "--latent-norm fitted survives 8-bit blocks by itself, with --profile portable", {"profile": "portable"}
         )
     if live and sizes.kv_lora_rank < 2:
-        raise Refusal("--latent-norm live takes one latent number, and there is only one", {"kv_lora_rank": 2})
+        raise Refusal("--latent-norm fitted takes one latent number, and there is only one", {"kv_lora_rank": 2})
 
 
 def _check_routing(request: ConvertRequest, spec: AttentionSpec) -> None:
@@ -159,7 +159,7 @@ def _check_loadable(request: ConvertRequest, spec: AttentionSpec, sizes: MLASize
     raise Refusal(
         f"No engine of --profile {request.profile} ({', '.join(engines)}) {why}",
         *({"engine": (name,)} for name, engine in engines.items() if not engine.caches and not request.exact),
-        {"biases": "fold"},
+        {"biases": "merge"},
         portable,
     )
 
@@ -175,7 +175,7 @@ def choose_folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) 
     folds = freq_folds(spec, sizes.qk_rope_head_dim)
     if request.freq_fold is None:
         # The published method has no rule but trying on the test text; four is what its authors use most.
-        return tuple(folds) if request.method == "complex" else (min(folds, key=lambda fold: abs(fold - 4)),)
+        return tuple(folds) if request.method == "fitted" else (min(folds, key=lambda fold: abs(fold - 4)),)
     if request.freq_fold not in folds:
         raise Refusal(
             f"--freq-fold {request.freq_fold} does not share {sizes.qk_rope_head_dim // 2} slots out evenly among "
@@ -204,6 +204,6 @@ def storage_dtype(request: ConvertRequest, stored: torch.dtype, sizes: MLASizes)
             {"dtype": "bfloat16"},
             {"dtype": "float32"},
             {"profile": "quantizable"},
-            {"latent_norm": "live", **({} if request.q_lora_rank is None else {"q_lora_rank": None})},
+            {"latent_norm": "fitted", **({} if request.q_lora_rank is None else {"q_lora_rank": None})},
         )
     return dtype

@@ -61,7 +61,7 @@ def needle_prompt(
     answer = encode(f" {spelled}")
     room = length - len(start) - len(needle) - len(question) - len(answer)
     if room < len(needle):
-        raise UsageError(f"A context of {length} tokens has no room for a needle and a haystack: raise --contexts.")
+        raise UsageError(f"{length} tokens have no room for a needle and a haystack: raise --needle-lengths.")
     hay: list[int] = []
     borders = [0]
     while len(hay) < room:
@@ -79,7 +79,7 @@ def copy_prompt(words: Sequence[int], *, length: int, seed: int, start: Sequence
     chance = random.Random(f"copy {seed}")
     half = [chance.choice(words) for _ in range((length - len(start)) // 2)]
     if len(half) < 2:
-        raise UsageError(f"A context of {length} tokens has no room for two words, twice: raise --contexts.")
+        raise UsageError(f"{length} tokens have no room for two words, twice: raise --needle-lengths.")
     return RecallPrompt((*start, *half, *half), len(half) - 1)
 
 

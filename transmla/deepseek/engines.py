@@ -96,7 +96,7 @@ def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profil
                 "the weights either"
             )
         raise Refusal(
-            f"{engine.title} has no place for the biases of {', '.join(sorted(spec.biases))}", {"biases": "fold"}
+            f"{engine.title} has no place for the biases of {', '.join(sorted(spec.biases))}", {"biases": "merge"}
         )
     if engine.max_layers is not None and spec.num_hidden_layers > engine.max_layers:
         raise Refusal(

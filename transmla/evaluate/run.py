@@ -90,7 +90,7 @@ def evaluate(
     fields: dict[str, list[Any]] = {}
     for part in parts:
         fields.setdefault(part.field, []).extend(part.report())
-    if request.speed_contexts:
+    if request.bench_contexts:
         # Never found again: how fast a machine is depends on the day.
         fields["speed"] = [_time(request, progress)]
     return EvalReport.model_validate(
@@ -106,7 +106,7 @@ def _lazy_model(found: Source, request: EvalRequest, device: torch.device, resul
 
 def _time(request: EvalRequest, progress: Progress) -> BenchReport:
     shared = {name: getattr(request, name) for name in ComparisonRequest.model_fields}
-    timing = BenchRequest(**shared, contexts=request.speed_contexts, dtype=request.dtype, device=request.device)
+    timing = BenchRequest(**shared, contexts=request.bench_contexts, dtype=request.dtype, device=request.device)
     return bench(timing, progress=progress)
 
 
@@ -135,13 +135,13 @@ def _parts(
         yield TasksPart(
             request.tasks, tokenizer, source=source, num_fewshot=request.num_fewshot, limit=request.limit, **shared
         )
-    if request.contexts:
+    if request.needle_lengths:
         yield LongContextPart(
             tokenizer,
             vocab_size=vocab_size,
-            lengths=sorted(set(request.contexts)),
-            num_depths=request.num_depths,
-            num_trials=request.num_trials,
+            lengths=sorted(set(request.needle_lengths)),
+            num_depths=request.needle_depths,
+            num_trials=request.needle_trials,
             start=text_start(tokenizer, request.bos),
             **shared,
         )
@@ -169,8 +169,8 @@ def _read(dataset: str, request: EvalRequest, tokenizer: PreTrainedTokenizerBase
 def _longest(request: EvalRequest) -> tuple[int, str]:
     """Return the most tokens that models must read at once, and the flag that says so."""
     lengths = [
-        (max(request.contexts, default=1), "--contexts"),
-        (max(request.speed_contexts, default=1), "--speed-contexts"),
+        (max(request.needle_lengths, default=1), "--needle-lengths"),
+        (max(request.bench_contexts, default=1), "--bench-contexts"),
     ]
     if request.dataset:
         lengths.append((request.window, "--window"))
@@ -180,8 +180,8 @@ def _longest(request: EvalRequest) -> tuple[int, str]:
 
 
 def _check_request(request: EvalRequest) -> None:
-    if not (request.dataset or request.tasks or request.contexts or request.speed_contexts):
-        raise UsageError("There is nothing to measure: pass --dataset, --tasks, --contexts or --speed-contexts.")
+    if not (request.dataset or request.tasks or request.needle_lengths or request.bench_contexts):
+        raise UsageError("There is nothing to measure: pass --dataset, --tasks, --needle-lengths or --bench-contexts.")
     for flag, wanted in (("--greedy-prompts", request.greedy_prompts), ("--per-layer", request.per_layer)):
         if wanted and not request.dataset:
             raise UsageError(f"{flag} needs text: pass --dataset.")

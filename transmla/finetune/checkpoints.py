@@ -1,7 +1,7 @@
 """What is written while training: native checkpoints, which engines load, and beside them what resuming takes.
 
     checkpoint-200/              a model like the one that came in
-    checkpoint-200/training/     trained weights in float32 and plain scale, optimiser, schedule, random numbers
+    checkpoint-200/training/     trained weights in float32 and plain scale, optimizer, schedule, random numbers
 
 The native weights are those of the checkpoint that came in, tensor by tensor, but for what has been trained: the same
 names, types and order. They are written a layer at a time.

@@ -1,4 +1,4 @@
-"""Switch on the latent norm of a converted checkpoint (``--latent-norm live``), before it is trained.
+"""Switch on the latent norm of a converted checkpoint (``--latent-norm fitted``), before it is trained.
 
 The cache stays as large as it is, so one of the latent numbers makes room for the anchor
 (:mod:`transmla.linalg.latent_norm`): in latents that are white for all tokens, the direction that the up-projections

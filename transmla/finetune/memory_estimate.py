@@ -1,6 +1,6 @@
 """How much memory a training takes on each device, before anything is loaded.
 
-Weights, gradients and the optimiser's state are counted. What the layers keep for the backward pass depends on the code
+Weights, gradients and the optimizer's state are counted. What the layers keep for the backward pass depends on the code
 of Transformers and on what is trained, so the code is run: on fake tensors, which have sizes and no memory, one layer
 and then two, for the difference is what each layer adds. Fused attention is taken for granted, and fused AdamW.
 """
@@ -91,7 +91,7 @@ def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes
         num_trained=trained,
         frozen=(total("num_parameters") - trained) * width,
         trained=trained * _FULL,
-        optimiser=2 * trained * _FULL,
+        optimizer=2 * trained * _FULL,
         gradients=trained * _FULL,
         activations=activations,
         recomputed=recomputed,

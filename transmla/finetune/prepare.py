@@ -95,9 +95,9 @@ def prepare(request: FinetuneRequest, *, overwrite: bool = False) -> Prepared:
         raise UsageError(
             f"--window {request.window} is longer than the model's context of {config.max_position_embeddings}."
         )
-    if request.latent_norm == "live" and is_quantizable(config):
+    if request.latent_norm == "fitted" and is_quantizable(config):
         raise UsageError(
-            f"--latent-norm live is for the portable profile, and {converted.name} was converted with --profile "
+            f"--latent-norm fitted is for the portable profile, and {converted.name} was converted with --profile "
             "quantizable, which survives 8-bit blocks as it is."
         )
     teacher, tokenizer = open_teacher(request, converted), load_tokenizer(converted)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import computed_field
+
+from transmla.records import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Memory(_Record):
+class Memory(Record):
     """Bytes on one device, where weights are not sharded.
 
     Attributes:
         num_trained: weights that are trained.
         frozen, trained: the two kinds of weights.
-        optimiser: two moments of each trained weight.
+        optimizer: two moments of each trained weight.
         gradients: of each trained weight.
         activations: kept for the backward pass, and a chunk of logits.
         recomputed: what of them is there again beside the gradients, where layers are computed twice.
@@ -27,7 +25,7 @@ class Memory(_Record):
     num_trained: int
     frozen: int
     trained: int
-    optimiser: int
+    optimizer: int
     gradients: int
     activations: int
     recomputed: int
@@ -37,11 +35,11 @@ class Memory(_Record):
     @property
     def peak(self) -> int:
         """Return the most at once: what is kept is gone when all gradients are there."""
-        held = self.frozen + self.trained + self.optimiser + self.teacher
+        held = self.frozen + self.trained + self.optimizer + self.teacher
         return held + max(self.activations, self.gradients + self.recomputed)
 
 
-class FinetunePlan(_Record):
+class FinetunePlan(Record):
     """What a training would be.
 
     Attributes:
@@ -65,7 +63,7 @@ class FinetunePlan(_Record):
     not_learnt: tuple[str, ...] = ()
 
 
-class HeldoutPoint(_Record):
+class HeldoutPoint(Record):
     """The held-out sequences at one step; nll and kl in nats a token, seconds since the start of the training."""
 
     step: int
@@ -77,7 +75,7 @@ class HeldoutPoint(_Record):
     seconds: float
 
 
-class TrainingPoint(_Record):
+class TrainingPoint(Record):
     """The training sequences since the point before."""
 
     step: int
@@ -90,7 +88,7 @@ class TrainingPoint(_Record):
     seconds: float
 
 
-class FinetuneReport(_Record):
+class FinetuneReport(Record):
     """Everything one needs to know where a trained checkpoint comes from.
 
     Attributes:

@@ -56,14 +56,14 @@ class Training:
             model = load_model(prepared.converted, dtype=dtype, device=torch.device("cpu"))
         self.num_parameters = model.num_parameters()
         plain = reparametrize(model)
-        if request.latent_norm == "live":
+        if request.latent_norm == "fitted":
             plain = make_live(model.to(arguments.device), plain, self._some_batches())
         self.writer = NativeWriter(prepared.converted, model, plain, max_shard_size=request.max_shard_size)
         self.trained = choose_trained(model, request.train, lora_rank=request.lora_rank, lora_alpha=request.lora_alpha)
         take_types(model, halved=halved)
         if last is not None:
             load_trained(Path(arguments.output_dir) / CHECKPOINT.format(step=last) / TRAINING_FOLDER, model)
-        elif request.latent_norm == "live" and arguments.process_index == 0:
+        elif request.latent_norm == "fitted" and arguments.process_index == 0:
             # Not what came in any more, and perhaps the best that there will be.
             (start := Path(arguments.output_dir) / _START).mkdir(exist_ok=True)
             self.writer.write(start, self.merged(model.state_dict()))

@@ -62,7 +62,7 @@ def generate(
         tell(note)
 
     model = load_model(found, dtype=request.dtype, device=device)
-    form: Form = "absorbed" if has_latent_attention(model) and not request.stock else "expanded"
+    form: Form = "absorbed" if has_latent_attention(model) and not request.no_absorb else "expanded"
     set_form(model, form)
     model.generation_config = decoding
     pieces: list[str] = []

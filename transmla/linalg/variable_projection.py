@@ -178,18 +178,18 @@ class CacheProblem:
         white = self._of_unit_length(functionals @ whiten)
         weigh, unweigh = sqrt_and_inverse(self._weight_of_rows(white @ colour, energies), share=_ROW_SHARE)
         free = (weigh @ white).requires_grad_()
-        optimiser = torch.optim.LBFGS(
+        optimizer = torch.optim.LBFGS(
             [free], max_iter=steps, max_eval=2 * steps, history_size=20, line_search_fn="strong_wolfe"
         )
 
         def relative_cost() -> Tensor:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             cost = self.cost(unweigh @ free @ colour) / first
             cost.backward()
             return cost
 
         with torch.enable_grad():
-            optimiser.step(relative_cost)
+            optimizer.step(relative_cost)
         refined = self._of_unit_length(unweigh @ free.detach()) @ colour
         return refined if self.cost(refined) < first else functionals
 

@@ -2,14 +2,14 @@
 
 A converted checkpoint is written for engines. Its latent rows are about 1e-6, so that a norm does nothing to them
 (docs/concepts/checkpoint-format.md, "The neutral latent norm"); undone, they are ten, and the up-projections behind
-them a thousandth, because tokens were made white. An optimiser whose steps are as large everywhere would destroy the
+them a thousandth, because tokens were made white. An optimizer whose steps are as large everywhere would destroy the
 small ones. But a diagonal matrix between two factors is free: U c = (U D) (D⁻¹ c). So :func:`reparametrize` puts a
 constant where each neutralised norm stood, and chooses these matrices such that rows and the columns that meet them are
 equally large: latents and up-projections, queries and keys, values and outputs. The residual stream of the quantizable
 profile, a thousand times the portable one's, shrinks too.
 
 All of it goes by powers of two, so that :meth:`Reparametrization.native` gives back the very bits that came in, as long
-as nothing was trained. A norm that does something (``--latent-norm live``, DeepSeek's own models) stays, and is
+as nothing was trained. A norm that does something (``--latent-norm fitted``, DeepSeek's own models) stays, and is
 trained.
 """
 

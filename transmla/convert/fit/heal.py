@@ -53,18 +53,18 @@ def heal_layer(
         {"params": [factor], "lr": LEARNING_RATE * factor.detach().square().mean().sqrt().item()}
         for factor in healed.factors
     ]
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step, steps))
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps))
     order = _Shuffled(len(targets.inputs), seed)
     with torch.enable_grad():
         for _ in range(steps):
             batch = _rows(targets, order.take(batch_size))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             # Never half precision unasked: processors without units for it take a hundred times as long.
             with torch.autocast(targets.inputs.device.type, torch.bfloat16, enabled=dtype != torch.float32):
                 loss = batch.loss(healed, frequencies)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     healed = healed.map(Tensor.detach)
     return min((layer, healed), key=lambda candidate: _judged(candidate, judge, frequencies, batch_size))

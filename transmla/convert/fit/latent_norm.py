@@ -1,4 +1,4 @@
-"""A latent norm that is really one (``--latent-norm live``): :mod:`transmla.linalg.latent_norm`, fitted to a layer.
+"""A latent norm that is really one (``--latent-norm fitted``): :mod:`transmla.linalg.latent_norm`, fitted to a layer.
 
 The rows are of ordinary size, so that blocks of 8 bits hold them, and no eps matters.
 """
