@@ -10,7 +10,6 @@ docs/guides/data.md are measured, by tests/data/test_files.py.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,18 +22,30 @@ from pydantic.fields import FieldInfo
 from transmla.arch.families import FAMILIES
 from transmla.arch.refused import LATER, REFUSED
 from transmla.cli.app import app
-from transmla.config import BenchRequest, ConvertRequest, EvalRequest, FinetuneRequest, Request
+from transmla.config import (
+    BenchRequest,
+    ConvertRequest,
+    EvalRequest,
+    FinetuneRequest,
+    GenerateRequest,
+    InspectRequest,
+    Request,
+    VerifyRequest,
+)
+from transmla.config.recipes import purpose, shipped_recipes
 from transmla.deepseek.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- written by scripts/write_docs.py: {} -->", "<!-- end -->"
 
-# The commands that read recipes (--config).
 REQUESTS: dict[str, type[Request]] = {
+    "inspect": InspectRequest,
     "convert": ConvertRequest,
     "finetune": FinetuneRequest,
     "eval": EvalRequest,
     "bench": BenchRequest,
+    "generate": GenerateRequest,
+    "verify": VerifyRequest,
 }
 
 
@@ -62,22 +73,26 @@ def _command(name: str, command: Any) -> str:
     flags = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     usage = " ".join(["transmla", name, *(argument.name.upper() for argument in arguments), "[OPTIONS]"])
     rows = [
-        *((code(argument.name.upper()), argument.help or "") for argument in arguments),
-        *((", ".join(map(code, _spellings(flag))), flag.help or "") for flag in flags),
+        *((code(argument.name.upper()), "", argument.help or "") for argument in arguments),
+        *((", ".join(map(code, _spellings(flag))), _choices(flag), flag.help or "") for flag in flags),
     ]
-    return f"## transmla {name}\n\n{command.help}\n\n```text\n{usage}\n```\n\n" + table(("", "meaning"), rows)
+    return f"## transmla {name}\n\n{command.help}\n\n```text\n{usage}\n```\n\n" + table(("", "values", "meaning"), rows)
 
 
 def _spellings(flag: Any) -> list[str]:
     return sorted((*flag.opts, *flag.secondary_opts), key=lambda word: not word.startswith("--"))
 
 
+def _choices(flag: Any) -> str:
+    """Return the words that a flag takes, where it does not take any."""
+    metavar = flag.metavar or ""
+    return ", ".join(map(code, metavar.strip("[]").split("|"))) if metavar.startswith("[") else ""
+
+
 def recipes() -> str:
-    """Return the recipes of configs/ with what each is for, and the keys that a recipe of each command may have."""
+    """Return the shipped recipes with what each is for, and the keys that a recipe of each command may have."""
     shipped = [
-        (code(path.relative_to(ROOT / "configs").with_suffix("")), _purpose(path), ", ".join(map(code, _keys(path))))
-        for path in sorted((ROOT / "configs").glob("*/*.yaml"))
-        if not path.name.startswith("accelerate_")
+        (code(name), purpose(path), ", ".join(map(code, _keys(path)))) for name, path in shipped_recipes().items()
     ]
     keys = (
         f"## Keys of transmla {command}\n\n"
@@ -88,11 +103,6 @@ def recipes() -> str:
         for command, request in REQUESTS.items()
     )
     return "\n\n".join(["## Shipped recipes\n\n" + table(("recipe", "what it is for", "keys"), shipped), *keys])
-
-
-def _purpose(path: Path) -> str:
-    """Return the first sentence of the comment at the top of a recipe."""
-    return re.split(r"(?<=\.)\s", path.read_text(encoding="utf-8").removeprefix("# "))[0].replace("\n# ", " ")
 
 
 def _keys(path: Path) -> list[str]:

@@ -21,8 +21,8 @@ from unittest.mock import patch
 from rich.console import Console
 
 from transmla.calibration.stream import SourceStream
-from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
+from transmla.cli.views.evaluation import report_tables
 from transmla.config import ConvertRequest, EvalRequest
 from transmla.convert import layers as walk
 from transmla.convert.plan import ConversionPlan

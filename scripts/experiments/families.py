@@ -23,8 +23,8 @@ from rich.console import Console
 from train_small import FAMILIES
 
 from transmla.calibration.linearize import nearest_linear
-from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
+from transmla.cli.views.evaluation import report_tables
 from transmla.config import ConvertRequest, EvalRequest
 from transmla.convert import plan
 from transmla.convert.run import convert

@@ -25,8 +25,8 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from transmla.checkpoint.source import open_source
-from transmla.cli.eval_view import report_tables
 from transmla.cli.progress import Bars
+from transmla.cli.views.evaluation import report_tables
 from transmla.config import EvalRequest, FinetuneRequest
 from transmla.data.documents import open_documents
 from transmla.data.text import consecutive_windows, load_tokenizer

@@ -201,7 +201,7 @@ class TestSizes:
             ((*HALF, "--engine", "tensorrt"), r"--engine: .* \(found 'tensorrt'\)"),
             ((*HALF, "--engine", "vllm"), r"smallest cache for vllm is 256 \+ 64, more than the source's 64"),
             ((*HALF, "--engine", "mlx", "--profile", "quantizable"), "MLX .* --profile quantizable: pass --profile po"),
-            ((*HALF, "--method", "magic"), r"--method: .*'complex' or 'rorope' \(found 'magic'\)"),
+            ((*HALF, "--method", "magic"), r"--method: .*'fitted' or 'rorope' \(found 'magic'\)"),
         ],
     )
     def test_refusals(self, convert_refuses, sizes, message):
@@ -318,11 +318,11 @@ class TestMachine:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "posix_fallocate", refuse)
-        monkeypatch.setattr(conversion, "walk_layers", Mock(side_effect=AssertionError("too late")))
+        monkeypatch.setattr(conversion, "convert_layers", Mock(side_effect=AssertionError("too late")))
         convert_refuses(FAILURE, r"The disk of .* is full: the weights need [\d,]+ bytes in all .* Free some space")
 
     def test_interrupted_before_the_first_layer_is_done(self, convert_refuses, monkeypatch):
-        monkeypatch.setattr(conversion, "walk_layers", Mock(side_effect=KeyboardInterrupt))
+        monkeypatch.setattr(conversion, "convert_layers", Mock(side_effect=KeyboardInterrupt))
         convert_refuses(INTERRUPTED, r"^Interrupted\.$")
 
     def test_two_runs_of_one_output(self, cli, source, output):

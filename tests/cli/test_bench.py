@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from transmla.bench.report import BenchCell, BenchModel, BenchReport
-from transmla.cli.bench import bench_table
+from transmla.cli.views.bench import bench_table
 from transmla.records import Versions
 
 FEW = ("--contexts", "24,40", "--num-new-tokens", "4", "--num-rounds", "1", "--device", "cpu", "-q")

@@ -172,7 +172,7 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_the_defaults(cli, source,
     recipe.write_text(f"model: {source}\nkv_ratio: 0.5\ncalibration: none\nmax_shard_size: 100kB\nengine: mlx\n")
     arguments = ("--config", recipe, "--dry-run", "--json")
     plan = json.loads(cli("convert", source, output, *arguments).stdout)
-    assert (plan["numbers_per_token_layer"], plan["num_shards"] > 1, plan["method"]) == (32, True, "complex")
+    assert (plan["numbers_per_token_layer"], plan["num_shards"] > 1, plan["method"]) == (32, True, "fitted")
     plan = json.loads(cli("convert", source, output, "--kv_ratio", "0.25", "--method", "rorope", *arguments).stdout)
     assert (plan["numbers_per_token_layer"], plan["num_shards"] > 1, plan["method"]) == (16, True, "rorope")
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import transmla.evaluate.run
 from transmla.cli.eval import evaluate_models
-from transmla.cli.eval_view import report_tables
+from transmla.cli.views.evaluation import report_tables
 from transmla.errors import UsageError
 from transmla.evaluate.report.report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore
 from transmla.evaluate.report.tables import short_names

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.factory import tiny_checkpoint
-from transmla.cli.finetune import report_table
+from transmla.cli.views.training import report_table
 from transmla.finetune.report import FinetuneReport, HeldoutPoint
 
 FEW = ["--window", "32", "--num-eval-windows", "8", "--per-device-train-batch-size", "4", "--max-steps", "2"]

@@ -52,7 +52,7 @@ def launch(*arguments, **config):
 
 def sharded(version):
     """The config for many GPUs, but for their number and kind."""
-    config = yaml.safe_load((CONFIGS / "accelerate_fsdp.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / "configs/accelerate/fsdp.yaml").read_text())
     fsdp = {**config["fsdp_config"], "fsdp_version": version}
     if version == 1:
         fsdp |= {
@@ -104,7 +104,7 @@ def test_sharded_over_two_processes(tmp_path, converted, calibration_text, alone
 
 def zero3():
     """The config for many GPUs, but for their number and kind."""
-    config = yaml.safe_load((CONFIGS / "accelerate_zero3.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / "configs/accelerate/zero3.yaml").read_text())
     return {**config, "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -14,26 +15,47 @@ from transmla.cli.eval import evaluate_models
 from transmla.cli.finetune import finetune_model
 from transmla.cli.generate import generate_text
 from transmla.cli.inspect import inspect_model
+from transmla.cli.recipes import list_recipes
 from transmla.cli.verify import verify_model
+from transmla.config import (
+    BenchRequest,
+    ConvertRequest,
+    EvalRequest,
+    FinetuneRequest,
+    GenerateRequest,
+    InspectRequest,
+    Request,
+    VerifyRequest,
+)
+from transmla.old_names import FIELDS
 
 app = typer.Typer(
     help="Turn grouped-query attention checkpoints into native Multi-head Latent Attention (DeepSeek-V3) ones.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    # Hyphens are shown, underscores are accepted.
-    context_settings={
-        "token_normalize_func": lambda name: name.replace("_", "-"),
-        "help_option_names": ["-h", "--help"],
-    },
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("inspect")(guarded(inspect_model))
-app.command("convert")(guarded(convert_model))
-app.command("finetune")(guarded(finetune_model))
-app.command("eval")(guarded(evaluate_models))
-app.command("bench")(guarded(bench_models))
-app.command("generate")(guarded(generate_text))
-app.command("verify")(guarded(verify_model))
+
+
+def _add(name: str, command: Callable[..., None], request: type[Request] | None = None) -> None:
+    """Add a subcommand; hyphens are shown, underscores and the flags of earlier releases are accepted."""
+    old = {} if request is None else FIELDS.get(request.__name__, {})
+
+    def spell(flag: str) -> str:
+        field = flag.replace("-", "_")
+        return old.get(field, field).replace("_", "-")
+
+    app.command(name, context_settings={"token_normalize_func": spell})(guarded(command))
+
+
+_add("inspect", inspect_model, InspectRequest)
+_add("convert", convert_model, ConvertRequest)
+_add("finetune", finetune_model, FinetuneRequest)
+_add("eval", evaluate_models, EvalRequest)
+_add("bench", bench_models, BenchRequest)
+_add("generate", generate_text, GenerateRequest)
+_add("verify", verify_model, VerifyRequest)
+_add("recipes", list_recipes)
 
 
 def _show_version(wanted: bool) -> None:

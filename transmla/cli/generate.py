@@ -1,43 +1,20 @@
-"""``transmla generate``: let a model speak."""
+"""``transmla generate``: one prompt, answered or continued."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-import typer
-
+from transmla.cli.output import show
 from transmla.cli.progress import choose_progress
+from transmla.cli.request_options import AsJson, Quiet, takes
 from transmla.config import GenerateRequest
 from transmla.errors import UsageError
 from transmla.generate.report import GenerationReport
 
-_help = GenerateRequest.describe
 
-
-def generate_text(
-    model: Annotated[str | None, typer.Argument(help=_help("model"))] = None,
-    prompt: Annotated[str | None, typer.Argument(help=_help("prompt"))] = None,
-    system: Annotated[str | None, typer.Option(help=_help("system"))] = None,
-    no_chat_template: Annotated[bool | None, typer.Option("--no-chat-template", help=_help("no_chat_template"))] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help=_help("max_new_tokens"))] = None,
-    do_sample: Annotated[bool | None, typer.Option("--do-sample/--no-do-sample", help=_help("do_sample"))] = None,
-    temperature: Annotated[float | None, typer.Option(help=_help("temperature"))] = None,
-    top_p: Annotated[float | None, typer.Option(help=_help("top_p"))] = None,
-    top_k: Annotated[int | None, typer.Option(help=_help("top_k"))] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help=_help("repetition_penalty"))] = None,
-    seed: Annotated[int | None, typer.Option(help=_help("seed"))] = None,
-    stock: Annotated[bool | None, typer.Option("--stock", help=_help("stock"))] = None,
-    dtype: Annotated[str | None, typer.Option(help=_help("dtype"))] = None,
-    device: Annotated[str | None, typer.Option(help=_help("device"))] = None,
-    gguf_file: Annotated[str | None, typer.Option(help=_help("gguf_file"))] = None,
-    revision: Annotated[str | None, typer.Option(help=_help("revision"))] = None,
-    token: Annotated[str | None, typer.Option(help=_help("token"))] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print text and measurements as JSON, at the end.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the text and nothing else.")] = False,
-) -> None:
+@takes(GenerateRequest, "generate")
+def generate_text(request: GenerateRequest, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Answer a prompt, or continue it where the model has no chat template; the text comes as it is made."""
-    request = GenerateRequest.build(recipe=None, flags=locals())
     if request.prompt == "-":
         request = request.model_copy(update={"prompt": _read_standard_input()})
 
@@ -50,12 +27,14 @@ def generate_text(
         if not quiet:
             print(note, file=sys.stderr)
 
-    if as_json:
-        print(generate(request, write=lambda piece: None, tell=tell).model_dump_json(indent=2))
-        return
-    report = generate(request, write=lambda piece: print(piece, end="", flush=True), tell=tell)
-    print()
-    if not quiet:
+    def write(piece: str) -> None:
+        if not as_json:
+            print(piece, end="", flush=True)
+
+    report = generate(request, write=write, tell=tell)
+    # The text itself has been printed as it came.
+    show(report, lambda report: "", as_json=as_json)
+    if not (quiet or as_json):
         print(summary(report), file=sys.stderr)
 
 

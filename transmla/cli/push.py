@@ -6,17 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from transmla.cli.progress import speaks
 
-PUSH_HELP = (
-    "Upload OUTPUT_DIR to this hub id when it is complete; a new repository is private. Every file is named before."
-)
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        help="Upload OUTPUT_DIR to this hub id when it is complete; a new repository is private. Every file is named "
+        "before."
+    ),
+]
 
 
 @contextmanager
 def pushing(repo_id: str | None, folder: Path, *, token: str | None) -> Iterator[None]:
-    """Look at the repository before the work, and upload the folder behind it; do nothing without an id.
+    """Look at the repository before the work, and upload the folder after it; do nothing without an id.
 
     Of several processes, one does so.
     """

@@ -14,7 +14,14 @@ from transmla.config.evaluate import EvalRequest
 from transmla.config.finetune import FinetuneRequest, Overflow, Train
 from transmla.config.generate import GenerateRequest
 from transmla.config.inspect import InspectRequest
-from transmla.config.request import Bos, ComputeDtype, OutputDtype, Request, SourceRequest, flag_name, read_recipe
+from transmla.config.request import (
+    Bos,
+    ComputeDtype,
+    OutputDtype,
+    Request,
+    SourceRequest,
+    read_recipe,
+)
 from transmla.config.verify import VerifyRequest
 
 __all__ = [
@@ -38,6 +45,5 @@ __all__ = [
     "SourceRequest",
     "Train",
     "VerifyRequest",
-    "flag_name",
     "read_recipe",
 ]

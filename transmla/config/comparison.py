@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from transmla.config.request import Request
@@ -9,6 +11,8 @@ from transmla.config.request import Request
 
 class ComparisonRequest(Request):
     """A source and what it is compared with."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("source", "converted")
 
     source: str = Field(description="The model that the others are compared with: hub id, id@revision or folder.")
     converted: tuple[str, ...] = Field((), description="Converted models: folders or hub ids.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -19,6 +19,8 @@ EngineName = Literal["transformers", "vllm", "vllm-cpu", "sglang", "llama.cpp", 
 
 class ConvertRequest(SourceRequest):
     """What ``transmla convert`` is asked."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("model", "output_dir")
 
     output_dir: Path = Field(description="Folder to create; it appears only when it is complete.")
 

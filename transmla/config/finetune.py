@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -15,6 +15,8 @@ Overflow = Literal["cut", "split", "drop"]
 
 class FinetuneRequest(Request):
     """What ``transmla finetune`` is asked; what belongs to the training is called as in ``TrainingArguments``."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("checkpoint", "output_dir")
 
     checkpoint: str = Field(description="A converted model, or for comparison any other: folder or hub id.")
     output_dir: Path = Field(description="Folder to create; it appears only when the training is complete.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from transmla.config.request import OutputDtype, SourceRequest
@@ -9,6 +11,8 @@ from transmla.config.request import OutputDtype, SourceRequest
 
 class GenerateRequest(SourceRequest):
     """What ``transmla generate`` is asked."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("model", "prompt")
 
     prompt: str = Field(description="What the model answers or continues; - reads it from standard input.")
     system: str | None = Field(None, description="System message before the prompt, for models with a chat template.")

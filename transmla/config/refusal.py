@@ -7,7 +7,7 @@ offered (:mod:`transmla.convert.settle`). One place writes both as a sentence.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transmla.config.request import flag_name
+from transmla.config.convert import ConvertRequest
 from transmla.errors import UsageError
 
 #: Fields of a request and the values that would help; ``None``, ``False``, zero and an empty tuple stand for no flag.
@@ -38,15 +38,15 @@ def flags_of(change: Change) -> Iterator[str]:
     """Spell a change as the command line does, a flag and its value at a time."""
     for field, value in change.items():
         if value is True:
-            yield flag_name(field)
+            yield ConvertRequest.spell(field)
         elif value:
             for one in value if isinstance(value, tuple) else (value,):
-                yield f"{flag_name(field)} {one}"
+                yield f"{ConvertRequest.spell(field)} {one}"
 
 
 def _advice(change: Change) -> str:
     given = " ".join(flags_of(change))
-    dropped = " and ".join(flag_name(field) for field, value in change.items() if not value)
+    dropped = " and ".join(ConvertRequest.spell(field) for field, value in change.items() if not value)
     if not given:
         return f"drop {dropped}"
     return f"pass {given} without {dropped}" if dropped else f"pass {given}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,8 +22,6 @@ BOS: Any = Field(
     description="The token that begins a text, in front of each window. auto: where the tokenizer puts one; always; "
     "never; once: in front of the whole text only, as GPTQ's tables have it.",
 )
-
-_ARGUMENTS = ("model", "output_dir", "source", "converted", "prompt", "checkpoint")
 
 
 def as_tuple(value: Any) -> Any:
@@ -44,6 +42,9 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: The fields that are arguments on the command line, in their order; the others are flags.
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ()
+
     @model_validator(mode="before")
     @classmethod
     def _read(cls, values: Any) -> Any:
@@ -51,15 +52,17 @@ class Request(BaseModel):
         return renamed(cls.__name__, values)
 
     @classmethod
+    def spell(cls, field: str) -> str:
+        """Spell a field as the command line does: an argument in capitals, a flag with hyphens."""
+        return field.upper() if field in cls.ARGUMENTS else "--" + field.replace("_", "-")
+
+    @classmethod
     def describe(cls, field: str) -> str:
-        """Return the one description of ``field`` with its choices and default, for help texts."""
+        """Return the one description of ``field`` with its default, for help texts."""
         info = cls.model_fields[field]
-        notes = []
-        if get_origin(info.annotation) is Literal:
-            notes.append(", ".join(get_args(info.annotation)))
-        if info.default not in (None, PydanticUndefined, False, ()):
-            notes.append(f"default {info.default}")
-        return f"{info.description} ({'; '.join(notes)})" if notes else f"{info.description}"
+        if info.default in (None, PydanticUndefined, False, ()):
+            return f"{info.description}"
+        return f"{info.description} (default {_spelled(info.default)})"
 
     @classmethod
     def build(cls, *, recipe: Path | None, flags: dict[str, Any]) -> Self:
@@ -79,9 +82,9 @@ class Request(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             problems = "; ".join(
-                f"{flag_name(str(item['loc'][0]))}: {item['msg']} (found {reprlib.repr(item['input'])})"
+                f"{cls.spell(str(item['loc'][0]))}: {item['msg']} (found {reprlib.repr(item['input'])})"
                 if item["type"] != "missing"
-                else f"{flag_name(str(item['loc'][0]))} is missing"
+                else f"{cls.spell(str(item['loc'][0]))} is missing"
                 for item in error.errors()
             )
             raise UsageError(f"The request is not valid: {problems}.") from None
@@ -91,9 +94,8 @@ class Request(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def flag_name(field: str) -> str:
-    """Spell a field as the command line does: an argument in capitals, a flag with hyphens."""
-    return field.upper() if field in _ARGUMENTS else "--" + field.replace("_", "-")
+def _spelled(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -125,6 +127,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 class SourceRequest(Request):
     """Where a source model comes from."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str = Field(description="Hub id, id@revision, or a folder with config.json and safetensors.")
     gguf_file: str | None = Field(None, description="Name of a GGUF file inside MODEL; it is dequantised first.")

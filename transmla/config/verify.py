@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from transmla.config.request import Request
@@ -9,6 +11,8 @@ from transmla.config.request import Request
 
 class VerifyRequest(Request):
     """What ``transmla verify`` is asked."""
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str = Field(description="The checkpoint: folder, hub id or id@revision.")
     source: str | None = Field(

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from transmla.checkpoint.publish import check_output
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import file_stamp, model_digest
-from transmla.config import FinetuneRequest, flag_name
+from transmla.config import FinetuneRequest
 from transmla.data.text import load_tokenizer
 from transmla.data.vocabulary import SharedTokens, share_tokens
 from transmla.errors import UsageError
@@ -57,7 +57,7 @@ class Prepared:
     def identity(self, arguments: TrainingArguments) -> dict[str, Any]:
         """Return what must be the same for the work of an interrupted run to be of use, by names that people know."""
         request = self.request.model_dump(mode="json", exclude={"output_dir", "report_to"})
-        return {flag_name(field): value for field, value in request.items()} | {
+        return {FinetuneRequest.spell(field): value for field, value in request.items()} | {
             "weights": model_digest(self.converted.folder),
             "weights of the teacher": None if self.teacher is None else model_digest(self.teacher.folder),
             "tokens shared with the teacher": None if self.teacher is None else self.num_taught,

@@ -101,8 +101,7 @@ _EQUALLY_LONG = f"{_NOTHING}: all sequences are of one length, and come in an or
 _ONCE = "could break the rule that every sequence comes once a pass"
 _UPLOAD = "would send something out: --push-to-hub uploads what is finished, and nothing else does"
 _SHARDING = (
-    "is for accelerate to say, before models are loaded: accelerate launch --config_file "
-    "configs/finetune/accelerate_fsdp.yaml"
+    "is for accelerate to say, before models are loaded: accelerate launch --config_file configs/accelerate/fsdp.yaml"
 )
 _COMPILED = "would fail at the first checkpoint: a compiled model has other names for its weights"
 _LIGER = "would put another loss in the place of the one that a teacher needs"

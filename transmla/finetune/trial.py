@@ -105,5 +105,5 @@ def check_launcher(request: FinetuneRequest) -> None:
     if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true":
         raise UsageError(
             "accelerate launch says parallelism_config: a training here splits data and weights (FSDP, DeepSpeed) and "
-            "nothing else; configs/finetune/accelerate_fsdp.yaml is a config that fits."
+            "nothing else; configs/accelerate/fsdp.yaml is a config that fits."
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from transmla.arch.unread import READ_ELSEWHERE
-from transmla.cli.tables import facts_table, readable_bytes, share
+from transmla.cli.views.facts import facts_table, readable_bytes, share
 from transmla.convert.report import ConversionReport
 from transmla.convert.summary import PlanSummary
 

@@ -1,0 +1,1 @@
+"""Records as tables for people, within 80 columns."""
