@@ -1,7 +1,7 @@
 """Say what each stage of the conversion is worth: convert with one stage after another, and measure every result.
 
-The stages have no flags of their own, for nobody wants a conversion without them; they are switched off here from
-outside. SmolLM2, 128 x 256 tokens of Wikipedia to fit on, other articles to judge by.
+The stages have no flags, for nobody wants a conversion without them; they are options of the method. SmolLM2, 128 x 256
+tokens of Wikipedia to fit on, other articles to judge by.
 
     python scripts/experiments/ablation.py OUTPUT_DIR [--qk-rope-head-dim 32] [--kv-lora-rank 96] [--heal-steps 140]
 """
@@ -9,57 +9,29 @@ outside. SmolLM2, 128 x 256 tokens of Wikipedia to fit on, other articles to jud
 from __future__ import annotations
 
 import argparse
-import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from rich.console import Console
 
-from transmla.calibration.stream import SourceStream
 from transmla.cli.progress import Bars
 from transmla.cli.views.evaluation import report_tables
 from transmla.config import ConvertRequest, EvalRequest
-from transmla.convert import layers as walk
-from transmla.convert.plan import ConversionPlan
 from transmla.convert.run import convert
 from transmla.evaluate.run import evaluate
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@contextlib.contextmanager
-def without_search() -> Iterator[None]:
-    """Keep the functionals that the eigenvectors give."""
-    target = ConversionPlan.layer_target
-
-    def unrefined(*args: Any) -> Any:
-        return replace(target(*args), refine_steps=0)
-
-    with patch.object(ConversionPlan, "layer_target", unrefined):
-        yield
-
-
-def without_feedback() -> contextlib.AbstractContextManager[Any]:
-    """Fit every layer on the source's own activations; then there is nothing to refit to, either."""
-    return patch.object(SourceStream, "fork", lambda stream: None)
-
-
-def without_refit() -> contextlib.AbstractContextManager[Any]:
-    """Keep W_O as it was."""
-    return patch.object(walk, "refit_output", lambda attention, *args, **kwargs: attention)
-
-
-STAGES: dict[str, tuple[dict[str, Any], list[Callable[[], contextlib.AbstractContextManager[Any]]]]] = {
-    "rorope": ({"method": "rorope", "freq_fold": 4}, []),
-    "eigenvectors": ({}, [without_search, without_feedback]),
-    "search": ({}, [without_feedback]),
-    "feedback": ({}, [without_refit]),
-    "refit": ({}, []),
+_NO_FEEDBACK = {"error_feedback": False}
+STAGES: dict[str, dict[str, Any]] = {
+    "rorope": {"method": "rorope", "freq_fold": 4},
+    "eigenvectors": {"method_options": {"refine_steps": 0, **_NO_FEEDBACK}},
+    "search": {"method_options": _NO_FEEDBACK},
+    "feedback": {"method_options": {"refit": False}},
+    "refit": {},
 }
 
 
@@ -80,9 +52,9 @@ def main() -> None:
     assets = Path(fetched.stdout.strip())
     stages = dict(STAGES)
     if options.heal_steps:
-        stages["healing"] = ({"heal_steps": options.heal_steps}, [])
+        stages["healing"] = {"heal_steps": options.heal_steps}
     source = {"gguf_file": GGUF}
-    for name, (choices, switches) in stages.items():
+    for name, choices in stages.items():
         request = ConvertRequest(
             model=str(assets / "smollm2"),
             output_dir=options.output_dir / name,
@@ -92,10 +64,7 @@ def main() -> None:
             **source,
             **choices,
         )
-        with contextlib.ExitStack() as stack:
-            for switch in switches:
-                stack.enter_context(switch())
-            convert(request, progress=Bars(), overwrite=True)
+        convert(request, progress=Bars(), overwrite=True)
     report = evaluate(
         EvalRequest(
             source=str(assets / "smollm2"),

@@ -11,22 +11,17 @@ factor for each of their numbers.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from rich.console import Console
 from train_small import FAMILIES
 
-from transmla.calibration.linearize import nearest_linear
 from transmla.cli.progress import Bars
 from transmla.cli.views.evaluation import report_tables
 from transmla.config import ConvertRequest, EvalRequest
-from transmla.convert import plan
 from transmla.convert.run import convert
 from transmla.evaluate.run import evaluate
 
@@ -42,13 +37,8 @@ MORE: dict[str, dict[str, dict[str, Any]]] = {
         "folded": {"biases": "merge"},
         "folded-healed": {"biases": "merge", "num_windows": 256, "heal_steps": 140},
     },
-    "qwen3": {"one-factor": {}},
+    "qwen3": {"one-factor": {"method_options": {"linear_ridge": 1e12}}},
 }
-
-
-def crude_norms() -> contextlib.AbstractContextManager[Any]:
-    """Pull so hard towards the crude answer that nothing else is left."""
-    return patch.object(plan, "nearest_linear", partial(nearest_linear, ridge=1e12))
 
 
 def main() -> None:
@@ -80,8 +70,7 @@ def main() -> None:
                 **SIZES,
                 **choices,
             )
-            with crude_norms() if name == "one-factor" else contextlib.nullcontext():
-                convert(request, progress=Bars(), overwrite=True)
+            convert(request, progress=Bars(), overwrite=True)
         report = evaluate(
             EvalRequest(
                 source=str(source),

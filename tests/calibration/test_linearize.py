@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -26,7 +25,6 @@ from tests.convert.models import (
 from tests.convert.naive import softmax_rows, source_logits
 from tests.factory import tiny_checkpoint
 from transmla.calibration.linearize import PROJECTIONS, nearest_linear, token_costs
-from transmla.convert import plan as plan_module
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
 from transmla.errors import UsageError
@@ -129,9 +127,8 @@ def test_a_norm_on_heads_becomes_a_linear_map(normed, calibration_text, tmp_path
     assert difference(logits(converted, ids[None])[0], expected) < 1e-4
     if not choices:
         # The crude answer, one factor for each number, is further off on text that neither has seen.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plan_module, "nearest_linear", partial(nearest_linear, ridge=1e12))
-            crude = convert(asked(normed, tmp_path / "crude", calibration_text, **SIZES))
+        options = {"linear_ridge": 1e12}
+        crude = convert(asked(normed, tmp_path / "crude", calibration_text, **SIZES, method_options=options))
         assert report.mean_relative_error < 0.95 * crude.mean_relative_error
 
 

@@ -10,7 +10,11 @@ from transmla.arch.families import FAMILIES
 from transmla.arch.spec import AttentionSpec
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.config import ConvertRequest
-from transmla.convert.layer import Target
+from transmla.convert.methods import ConvertedLayer, LayerGoal
+from transmla.convert.methods.base import MethodOptions
+from transmla.convert.methods.exact import Exact
+from transmla.convert.methods.fitted import Fitted, FittedOptions
+from transmla.convert.methods.rorope import RoRoPE
 from transmla.linalg.rotary import rope_frequencies
 
 HIDDEN, TOKENS = 22, 7
@@ -81,9 +85,24 @@ def random_gram(count, size, *, seed):
     return root @ root.mT / (3 * size)
 
 
-def make_target(rank, slots, pairs, *, folds):
-    """A target that distances beyond the calibration windows do not change, with a ridge far below its tolerance."""
-    return Target(rank, slots, pairs, folds=folds, context=TOKENS, ridge=1e-14)
+def make_goal(rank, slots, pairs, *, folds):
+    """A goal that distances beyond the calibration windows do not change."""
+    return LayerGoal(rank, slots, pairs, folds=folds, context=TOKENS)
+
+
+def fitted(weights, moments, goal) -> ConvertedLayer:
+    """Convert by our method, with a ridge far below what tests tolerate."""
+    return Fitted(FittedOptions(ridge=1e-14)).convert(weights, moments, goal)
+
+
+def rorope(weights, moments, goal) -> ConvertedLayer:
+    return RoRoPE(MethodOptions()).convert(weights, moments, goal)
+
+
+def exact(weights):
+    """The same attention, whatever the goal is."""
+    goal = make_goal(0, torch.ones(0), torch.ones(0), folds=())
+    return Exact(MethodOptions()).convert(weights, None, goal).attention
 
 
 def frequencies(head_dim):

@@ -10,11 +10,11 @@ import torch
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
+from tests.convert.examples import HIDDEN, TOKENS, fitted, frequencies, make_goal, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error
 from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
 from transmla.convert.latent_attention import LatentAttention
-from transmla.convert.layer import complex_layer, compress_queries
+from transmla.convert.methods.queries import compress_queries
 from transmla.deepseek.neutral_norm import NORMS, residual_scale
 from transmla.deepseek.sizes import MLASizes
 
@@ -29,8 +29,8 @@ BOUND = 3.0 * math.sqrt(HIDDEN)
 
 @pytest.fixture(scope="module")
 def layer():
-    target = make_target(SIZES.kv_lora_rank, SLOTS, SLOTS, folds=(1, 2, 4))
-    return complex_layer(WEIGHTS, random_moments(WEIGHTS), target)[0]
+    target = make_goal(SIZES.kv_lora_rank, SLOTS, SLOTS, folds=(1, 2, 4))
+    return fitted(WEIGHTS, random_moments(WEIGHTS), target).attention
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
+from tests.convert.examples import HIDDEN, TOKENS, fitted, frequencies, make_goal, randn, random_moments, random_weights
 from tests.convert.models import (
     asked,
     checkpoint_with_a_common_direction,
@@ -28,7 +28,6 @@ from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
 from transmla.convert.fit.heal import heal_layer
 from transmla.convert.fit.latent_norm import live_norm
 from transmla.convert.fit.targets import LayerTargets
-from transmla.convert.layer import complex_layer
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
 from transmla.deepseek.neutral_norm import NORMS
@@ -45,7 +44,7 @@ ASKED = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "latent_norm": "fitted"}
 
 @pytest.fixture(scope="module")
 def plain():
-    return complex_layer(WEIGHTS, random_moments(WEIGHTS), make_target(RANK, THETA, THETA, folds=(2,)))[0]
+    return fitted(WEIGHTS, random_moments(WEIGHTS), make_goal(RANK, THETA, THETA, folds=(2,))).attention
 
 
 def targets(inputs, outputs=None):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.convert.examples import HIDDEN, TOKENS, frequencies, make_target, randn, random_moments, random_weights
+from tests.convert.examples import HIDDEN, TOKENS, fitted, frequencies, make_goal, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error, source_attention
 from transmla.convert.fit.heal import heal_layer
 from transmla.convert.fit.refit import refit_output
 from transmla.convert.fit.targets import LayerTargets
 from transmla.convert.fit.targets import relative_error as measured_error
-from transmla.convert.layer import complex_layer, compress_queries
+from transmla.convert.methods.queries import compress_queries
 
 HEADS, KV_HEADS, HEAD_DIM, RANK, WINDOWS = 6, 2, 8, 9, 40
 THETA = frequencies(HEAD_DIM)
@@ -24,7 +24,7 @@ WEIGHTS = random_weights(HEADS, KV_HEADS, HEAD_DIM)
 
 @pytest.fixture(scope="module")
 def layer():
-    return complex_layer(WEIGHTS, random_moments(WEIGHTS), make_target(RANK, THETA, THETA, folds=(2,)))[0]
+    return fitted(WEIGHTS, random_moments(WEIGHTS), make_goal(RANK, THETA, THETA, folds=(2,))).attention
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,7 @@ def test_refitting_w_o_is_the_least_squares_solution_of_all_tokens(layer, target
 
 def test_refitting_repairs_a_scaled_output(targets):
     """With nothing lost, W_O comes back from being wrong but for the pull towards where it was."""
-    exact = complex_layer(
-        WEIGHTS, random_moments(WEIGHTS), make_target(16, THETA.repeat_interleave(2), THETA, folds=(1,))
-    )
+    exact = fitted(WEIGHTS, random_moments(WEIGHTS), make_goal(16, THETA.repeat_interleave(2), THETA, folds=(1,)))
     slots = THETA.repeat_interleave(2)
     halved = replace(exact[0], output=exact[0].output / 2)
     repaired = refit_output(halved, targets, slots, batch_size=WINDOWS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.convert.examples import make_request, make_spec
 from transmla.config import ConvertRequest, InspectRequest
 from transmla.convert.candidates import Candidates
-from transmla.convert.sizes import choose_sizes, exact_sizes, freq_folds, rope_sizes
+from transmla.convert.sizes import choose_sizes, freq_folds, rope_sizes
 from transmla.deepseek.engines import ENGINES
 from transmla.deepseek.sizes import MLASizes
 from transmla.errors import UsageError
@@ -45,7 +45,7 @@ def test_a_ratio_gives_a_quarter_to_the_rotary_key(ratio, rank, rope):
 def test_exact_sizes_cache_what_the_source_caches():
     spec = make_spec()
     sizes = choose_sizes(make_request(exact=True), spec)
-    assert sizes == exact_sizes(spec) == MLASizes(32, 32, 0, 16)
+    assert sizes == MLASizes(32, 32, 0, 16)
     assert sizes.cache_numbers == spec.cache_numbers
 
 
@@ -245,7 +245,7 @@ class TestEngines:
             choose_sizes(make_request(exact=True, engine=engine), make_spec())
 
     def test_exact_for_transformers(self):
-        assert choose_sizes(make_request(exact=True, engine="transformers"), make_spec()) == exact_sizes(make_spec())
+        assert choose_sizes(make_request(exact=True, engine="transformers"), make_spec()) == MLASizes(32, 32, 0, 16)
 
     def test_mlx_drops_layer_61(self):
         request = make_request(kv_ratio=0.5, engine="mlx")

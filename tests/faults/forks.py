@@ -39,7 +39,7 @@ class Boundaries:
             return
         self.pass_one(f"{event} {Path(os.fsdecode(arguments[0])).name}")
 
-    def fsync(self, descriptor: int, synced: Callable[[int], None] = os.fsync) -> None:
+    def sync(self, descriptor: int, synced: Callable[[int], None] = os.fsync) -> None:
         """Stand in the place of ``os.fsync``."""
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if path.startswith(self._root):
@@ -167,6 +167,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 def serve() -> None:
     """Answer until the input ends."""
     import torch
+
+    import transmla.cli.app  # noqa: F401
+    import transmla.convert.run  # noqa: F401
+    import transmla.finetune.run  # noqa: F401
+    import transmla.verify.run  # noqa: F401
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)

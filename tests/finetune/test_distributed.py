@@ -20,7 +20,7 @@ from transmla.finetune.trainer import FinetuneTrainer
 
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSMLA_DEBUG": "1"}
 FLAGS = "--max-steps 5 --eval-steps 2 --num-eval-windows 15 --device cpu"
-CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 
 
 def free_port() -> int:
@@ -52,7 +52,7 @@ def launch(*arguments, **config):
 
 def sharded(version):
     """The config for many GPUs, but for their number and kind."""
-    config = yaml.safe_load((CONFIGS / "configs/accelerate/fsdp.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
     fsdp = {**config["fsdp_config"], "fsdp_version": version}
     if version == 1:
         fsdp |= {
@@ -104,7 +104,7 @@ def test_sharded_over_two_processes(tmp_path, converted, calibration_text, alone
 
 def zero3():
     """The config for many GPUs, but for their number and kind."""
-    config = yaml.safe_load((CONFIGS / "configs/accelerate/zero3.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / "zero3.yaml").read_text())
     return {**config, "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
 
 

@@ -7,7 +7,6 @@ from transmla.config.convert import (
     ConvertRequest,
     EngineName,
     LatentNorm,
-    Method,
     Profile,
 )
 from transmla.config.evaluate import EvalRequest
@@ -37,7 +36,6 @@ __all__ = [
     "GenerateRequest",
     "InspectRequest",
     "LatentNorm",
-    "Method",
     "OutputDtype",
     "Overflow",
     "Profile",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from transmla.config.inspect import MAX_POSITION_EMBEDDINGS
 from transmla.config.request import BOS, Bos, ComputeDtype, OutputDtype, SourceRequest, as_tuple
 
-Method = Literal["fitted", "rorope"]
 Profile = Literal["portable", "quantizable"]
 LatentNorm = Literal["neutral", "fitted"]
 Biases = Literal["keep", "merge"]
@@ -21,6 +20,14 @@ class ConvertRequest(SourceRequest):
     """What ``transmla convert`` is asked."""
 
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("model", "output_dir")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exact_is_a_method(cls, values: Any) -> Any:
+        """Take ``--method exact`` for ``--exact``."""
+        if isinstance(values, dict) and values.get("method") == "exact":
+            return {**values, "exact": True, "method": "fitted"}
+        return values
 
     output_dir: Path = Field(description="Folder to create; it appears only when it is complete.")
 
@@ -36,10 +43,13 @@ class ConvertRequest(SourceRequest):
         (), description=f"Engine that must load the result; repeat for several ({', '.join(get_args(EngineName))})."
     )
 
-    method: Method = Field(
+    method: str = Field(
         "fitted",
         description="fitted: what the cache holds and how every head reads it, by what an error does to the layer's "
-        "output; rorope: the TransMLA paper's.",
+        "output; rorope: the TransMLA paper's; exact: --exact.",
+    )
+    method_options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the method, to see what its steps are worth; in a recipe only."
     )
     freq_fold: int | None = Field(
         None, ge=1, description="Neighbouring frequencies that share rotary slots; chosen per layer by default."

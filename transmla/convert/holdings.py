@@ -15,7 +15,8 @@ import torch
 from transmla.arch.experts import is_expert
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
-from transmla.convert.layer import REFINE_STEPS
+from transmla.convert.methods import Method
+from transmla.convert.methods.fitted import REFINE_STEPS
 from transmla.deepseek.sizes import MLASizes
 
 SINGLE, DOUBLE, COMPLEX = 4, 8, 16
@@ -32,7 +33,7 @@ class Holdings:
         spec: of the source, with what the target keeps.
         sizes: of the target.
         layer: shape of every tensor of a target's decoder layer, by name.
-        method: ``exact``, ``complex`` or ``rorope``.
+        method: with its traits.
         stored: type of the source's weights.
         dtype: of the written ones.
         with_text: whether the layers are fitted to a text.
@@ -44,7 +45,7 @@ class Holdings:
     spec: AttentionSpec
     sizes: MLASizes
     layer: Mapping[str, Iterable[int]]
-    method: str
+    method: Method
     stored: torch.dtype
     dtype: torch.dtype
     with_text: bool
@@ -70,20 +71,20 @@ class Holdings:
         """Inputs and wanted outputs of the windows to learn on, and of those held out."""
         if not self.with_text:
             return 0
-        tokens = self.tokens if self.method == "fitted" else self.tokens - self.fit_tokens
+        tokens = self.tokens if self.method.learns_on_converted else self.tokens - self.fit_tokens
         return tokens * (self.input_size + self.spec.hidden_size) * SINGLE
 
     @property
     def sums(self) -> int:
         """Sums of the moments; exact layers need none."""
-        if self.method == "exact":
+        if not self.method.needs_moments:
             return 0
         return 2 * self.input_size**2 * DOUBLE + self.keys_moment + self.values_moment
 
     @property
     def moments(self) -> int:
         """Moments as they are kept; without text all heads have the same."""
-        if self.with_text or self.method == "exact":
+        if self.with_text or not self.method.needs_moments:
             return self.sums
         return (2 * self.input_size**2 + 2 * self._joint**2) * DOUBLE
 
@@ -107,7 +108,7 @@ class Holdings:
         weights = (2 * self.queries + 2 * self.keys) * self.input_size * DOUBLE
         joint, width = self._joint, self.input_size
         start = width**2 * COMPLEX + 2 * self.queries * width * COMPLEX + 8 * joint**2 * DOUBLE
-        return weights + max(start, self._refining if self.method == "fitted" else 0, self._compressing)
+        return weights + max(start, self._refining if self.method.searches else 0, self._compressing)
 
     @property
     def _refining(self) -> int:
@@ -231,7 +232,7 @@ class Holdings:
     @property
     def num_streams(self) -> int:
         """Residual streams: the source's, and that of the converted layers."""
-        return 2 if self.method == "fitted" else 1
+        return 2 if self.method.learns_on_converted else 1
 
     @property
     def stream(self) -> int:

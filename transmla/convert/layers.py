@@ -20,14 +20,11 @@ from transmla.convert.fit.refit import refit_output
 from transmla.convert.fit.routing import RouterInputs
 from transmla.convert.fit.targets import LayerTargets, relative_error
 from transmla.convert.latent_attention import LatentAttention
-from transmla.convert.layer import complex_layer, compress_queries, exact_layer, rorope_layer, split_queries
+from transmla.convert.methods.queries import compress_queries, split_queries
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.report import LayerReport
 from transmla.deepseek.names import ATTENTION, ZEROS, layer_prefix
 from transmla.device import trim_memory
-
-_METHODS = {"fitted": complex_layer, "rorope": rorope_layer}
-
 
 #: Is given tensors as they are stored, under their final names.
 Write = Callable[[Mapping[str, Tensor]], None]
@@ -77,8 +74,7 @@ class LayerConverter:
         self._stream = self._converted = None
         if windows is not None:
             self._stream = plan.source_stream(windows)
-            # The published method calibrates on the source's own activations.
-            self._converted = self._stream.fork() if plan.method == "fitted" else None
+            self._converted = self._stream.fork() if plan.method.learns_on_converted else None
 
     def skip(self, index: int, stored: dict[str, Tensor]) -> None:
         """Send the residual streams through a layer that has been converted before."""
@@ -97,7 +93,11 @@ class LayerConverter:
         source = self._plan.read_layer(index)
         if self._stream is None:
             weights = self._plan.attention_weights(source)
-            moments = Moments.from_weights(weights, window=self._plan.request.window) if self._approximates else None
+            moments = (
+                Moments.from_weights(weights, window=self._plan.request.window)
+                if self._plan.method.needs_moments
+                else None
+            )
             attention, fold = self._convert_attention(weights, moments)
             write(self._finish(index, source, attention, moments))
             return LayerReport(layer=index, freq_fold=fold)
@@ -126,11 +126,6 @@ class LayerConverter:
         """Move the residual streams past a layer's experts, and write these on the way."""
         streams = () if self._is_last(index) else (self._stream, self._converted)
         add_experts([stream for stream in streams if stream is not None], self._written_experts(index, write))
-
-    @property
-    def _approximates(self) -> bool:
-        """Whether anything depends on moments: all but the exact layers."""
-        return self._plan.method != "exact"
 
     def _is_last(self, index: int) -> bool:
         """Say whether nothing reads what comes out of a layer."""
@@ -161,7 +156,7 @@ class LayerConverter:
         """
         assert self._stream is not None
         spec, tokens = self._plan.spec, self._plan.request.window
-        sums = MomentSums(weights, spec, tokens=tokens) if self._approximates else None
+        sums = MomentSums(weights, spec, tokens=tokens) if self._plan.method.needs_moments else None
         fit = None
         if self._converted is None:
             for attended in self._advance(layer, self._fit, routing):
@@ -217,7 +212,8 @@ class LayerConverter:
         if self._plan.live:
             attention = live_norm(attention, fit, moments.uniform, batch_size=request.batch_size)
         errors = {"error_before_refit": self._error(attention, heldout)}
-        attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
+        if self._plan.method.refits:
+            attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
         if request.heal_steps:
             errors["error_before_healing"] = self._error(attention, heldout)
             attention = heal_layer(
@@ -292,16 +288,13 @@ class LayerConverter:
     ) -> tuple[LatentAttention, int | None]:
         """Return the plain factors, and the fold at which the rotation was split."""
         plan = self._plan
-        if moments is None:
-            attention, fold = exact_layer(weights), None
-        else:
-            target = plan.layer_target(plan.sizes, plan.folds)
-            attention, fold = _METHODS[plan.method](weights, moments, target)
+        converted = plan.method.convert(weights, moments, plan.layer_goal(plan.sizes, plan.folds))
+        attention = converted.attention
         if moments is not None and plan.request.q_lora_rank is not None:
             attention = compress_queries(attention, moments, rank=plan.request.q_lora_rank)
         elif plan.sizes.q_lora_rank is not None:
             attention = split_queries(attention, head_dim=plan.spec.head_dim)
-        return attention, fold
+        return attention, converted.freq_fold
 
 
 def _importance(residual: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Footprint(Holdings):
         return LIBRARIES + max(self._with_gaps(name, stage()) for name, stage in self.stages.items())
 
     def _with_gaps(self, stage: str, asked: int) -> int:
-        large = self.method == "exact" or stage == "embedding"
+        large = not self.method.needs_moments or stage == "embedding"
         return asked + round(_LITTLE_HELD * asked if large else min(_HELD * asked, _MOST_HELD))
 
     @property
@@ -34,14 +34,14 @@ class Footprint(Holdings):
         stages = {"embedding": self.embedding, "reading": self.reading}
         if self.with_text:
             stages["observing"] = self.observing
-            if self.predicts and self.method == "fitted":
+            if self.predicts and self.method.predicts:
                 stages["predicting"] = self.predicting
             if self.spec.nonlinear:
                 stages["linearizing"] = self.linearizing
-            if self.method == "fitted":
+            if self.method.learns_on_converted:
                 stages["learning"] = self.learning
             stages["advancing"] = self.advancing
-        if self.method != "exact":
+        if self.method.needs_moments:
             stages["splitting"] = self.splitting
         stages["folding"] = self.folding
         if self.spec.mixture:
@@ -72,7 +72,7 @@ class Footprint(Holdings):
     def observing(self) -> int:
         """Moments are summed over the text, then finished while the sums are there, then held-out windows follow."""
         before = self.source_layer + self.lessons + self.sums
-        if self.method == "exact":
+        if not self.method.needs_moments:
             return before + self.passing
         batch = self.batch * (self.queries + 2 * self.keys + 2 * self.input_size) * SINGLE
         adding = (self.keys_moment + self.values_moment) // 2 + batch + self.probabilities() + self.pooling
@@ -95,7 +95,7 @@ class Footprint(Holdings):
 
     def folding(self) -> int:
         """The factors, the same in DeepSeek's format, and cast."""
-        factor = SINGLE if self.with_text or self.method == "exact" else DOUBLE
+        factor = SINGLE if self.with_text or not self.method.needs_moments else DOUBLE
         queries = self.spec.num_attention_heads * self.sizes.qk_head_dim * self.query_input
         cast = 0 if factor == self.dtype.itemsize else self.dtype.itemsize
         written = self.attention * (factor + cast) + self.others + self.scaled * self.scaled_numbers
@@ -107,7 +107,7 @@ class Footprint(Holdings):
         """What was written is read back in float32, judged, and passed by the converted stream."""
         written = self.attention * (2 * SINGLE + self.dtype.itemsize) + self.others
         output = self.queries * self.spec.hidden_size * SINGLE
-        judged = max(self.attending, self.passing if self.method == "fitted" else 0)
+        judged = max(self.attending, self.passing if self.method.learns_on_converted else 0)
         return self.source_layer + self.lessons + self.moments + written + output + judged
 
     def experts(self) -> int:

@@ -26,8 +26,8 @@ from transmla.checkpoint.shards import ShardPlan, TensorPlan, plan_shards
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import file_stamp
 from transmla.config import ConvertRequest
-from transmla.convert.layer import Target
 from transmla.convert.memory_estimate import LIBRARIES, Footprint
+from transmla.convert.methods import LayerGoal, Method, find_method
 from transmla.convert.opened import fetch_weights, open_model
 from transmla.convert.settle import settle
 from transmla.convert.summary import PlanSummary, Prediction
@@ -50,7 +50,7 @@ class ConversionPlan:
 
     Attributes:
         source_shapes: what the source's checkpoint holds.
-        method: ``exact``, ``complex`` or ``rorope``.
+        method: with its options.
         folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
         residual: factor on everything that is added to the residual stream.
         config: the target's config.json.
@@ -66,7 +66,7 @@ class ConversionPlan:
     reader: CheckpointReader
     source_shapes: Mapping[str, torch.Size]
     device: torch.device
-    method: str
+    method: Method
     sizes: MLASizes
     folds: tuple[int, ...]
     norm: NeutralNorm
@@ -156,7 +156,8 @@ class ConversionPlan:
             gram = AttentionWeights.from_projections(spec, **weights).output_gram
             costs = token_costs(spec, source.projected(layer, fit, PROJECTIONS), gram)
             seen = (inputs or source).projected(layer, fit, names)
-            weights |= nearest_linear(seen, costs, {name: weights[name] for name in names})
+            projections = {name: weights[name] for name in names}
+            weights |= nearest_linear(seen, costs, projections, ridge=self.method.options.linear_ridge)
         weights["q_proj"] = weights["q_proj"] * spec.logit_scale
         return AttentionWeights.from_projections(spec, **weights, output_bias=output_bias)
 
@@ -176,13 +177,13 @@ class ConversionPlan:
     @property
     def slot_frequencies(self) -> Float[Tensor, " slot"]:
         """Frequencies of the target's rotary slots."""
-        if self.method == "exact":
+        if self.method.own_frequencies:
             return self.spec.frequencies.repeat(self.spec.num_key_value_heads).to(self.device)
         return target_frequencies(self.spec, self.sizes).to(self.device)
 
-    def layer_target(self, sizes: MLASizes, folds: tuple[int, ...]) -> Target:
+    def layer_goal(self, sizes: MLASizes, folds: tuple[int, ...]) -> LayerGoal:
         """Say what one layer is converted to, at ``sizes``."""
-        return Target(
+        return LayerGoal(
             # One number is for the length of the latent.
             kv_lora_rank=sizes.kv_lora_rank - self.live,
             slot_frequencies=target_frequencies(self.spec, sizes).to(self.device),
@@ -236,7 +237,7 @@ class ConversionPlan:
             model=self.source.name,
             family=spec.family.title,
             output_dir=str(self.request.output_dir),
-            method=self.method,
+            method=self.method.name,
             kv_lora_rank=sizes.kv_lora_rank,
             qk_rope_head_dim=sizes.qk_rope_head_dim,
             qk_nope_head_dim=sizes.qk_nope_head_dim,
@@ -328,6 +329,7 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     Raises:
         TransMLAError: the request cannot be carried out; which part, and what would do.
     """
+    find_method(request)  # Before anything is opened.
     opened = open_model(request)
     check_output(request.output_dir, source_folder=opened.source.folder, overwrite=overwrite)
     device = choose_device(request.device)

@@ -6,22 +6,18 @@ alone (:class:`~transmla.linalg.variable_projection.CacheProblem`), so a candida
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jaxtyping import Int
 from torch import Tensor
 
 from transmla.calibration.moments import MomentSums
 from transmla.calibration.stream import add_experts
-from transmla.convert.layer import predicted_cost
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.sizes import PREDICTION_WINDOWS, freq_folds
 from transmla.convert.summary import Prediction
 from transmla.deepseek.sizes import MLASizes
 from transmla.device import trim_memory
 from transmla.progress import Progress, Silent
-
-_REFINE_STEPS = 4
 
 
 def predict_splits(
@@ -35,9 +31,7 @@ def predict_splits(
     windows = windows[:PREDICTION_WINDOWS]
     stream = plan.source_stream(windows)
     totals = dict.fromkeys(splits, 0.0)
-    targets = {
-        split: replace(plan.layer_target(split, _folds(plan, split)), refine_steps=_REFINE_STEPS) for split in splits
-    }
+    goals = {split: plan.layer_goal(split, _folds(plan, split)) for split in splits}
     with (progress or Silent()).task("Comparing sizes", plan.spec.num_hidden_layers) as advance:
         for index in range(plan.spec.num_hidden_layers):
             trim_memory()
@@ -51,9 +45,9 @@ def predict_splits(
                     residual += attended.residual.float().square().sum().item() / windows.numel()
             add_experts([stream], plan.experts(index))
             moments = sums.finish()
-            for split, target in targets.items():
+            for split, goal in goals.items():
                 # Rounding may take the cost of a cache that loses nothing below zero.
-                cost = max(0.0, predicted_cost(weights, moments, target))
+                cost = max(0.0, plan.method.predict(weights, moments, goal))
                 totals[split] += cost / residual / plan.spec.num_hidden_layers if residual else 0.0
             advance(1)
     predictions = (

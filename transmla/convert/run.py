@@ -126,7 +126,7 @@ def prepare(
     for sentence in filter(None, (reading.sentence() for reading in readings)):
         tell(sentence)
     splits = candidate_splits(request, plan.spec)
-    if windows is None or plan.method != "fitted" or not predict:
+    if windows is None or not plan.method.predicts or not predict:
         return replace(plan, readings=tuple(readings)), windows
     predictions = predict_splits(plan, windows, splits, progress=progress)
     if len(splits) > 1:

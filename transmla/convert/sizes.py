@@ -6,6 +6,7 @@ from dataclasses import replace
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName
 from transmla.config.refusal import HALF, Change, Refusal
+from transmla.convert.methods import find_method
 from transmla.deepseek.engines import ENGINES, dictating, fit_engine
 from transmla.deepseek.sizes import MLASizes
 
@@ -29,8 +30,8 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
         )
     if not given:
         raise Refusal("The sizes are missing", HALF, {"exact": True})
-    if request.exact:
-        sizes = exact_sizes(spec)
+    if (fixed := find_method(request).fixed_sizes(spec)) is not None:
+        sizes = fixed
     elif request.kv_ratio is not None:
         sizes = _sizes_for_ratio(request.kv_ratio, spec, request.engine)
     elif request.kv_lora_rank is None or request.qk_rope_head_dim is None:
@@ -49,7 +50,7 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
     # Only a query projection that all heads share can have biases; as large as all heads together it loses nothing.
     whole = spec.num_attention_heads * spec.head_dim if spec.biased else None
     sizes = replace(sizes, q_lora_rank=whole if request.q_lora_rank is None else request.q_lora_rank)
-    if not request.exact:
+    if fixed is None:
         _check_range(request, sizes, spec)
     for name in request.engine:
         sizes = fit_engine(sizes, spec, name, profile=request.profile, exact=request.exact)
@@ -73,16 +74,6 @@ def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLAS
         if rope != chosen.qk_rope_head_dim and request.freq_fold in (None, *freq_folds(spec, rope))
     ]
     return chosen, *(replace(chosen, kv_lora_rank=total - rope, qk_rope_head_dim=rope) for rope in others)
-
-
-def exact_sizes(spec: AttentionSpec) -> MLASizes:
-    """Return the sizes at which GQA is MLA: all keys rotary, all values latent.
-
-    See docs/concepts/algorithm.md, "Exact conversion".
-    """
-    return MLASizes(
-        kv_lora_rank=spec.key_size, qk_rope_head_dim=spec.key_size, qk_nope_head_dim=0, v_head_dim=spec.head_dim
-    )
 
 
 def rope_sizes(spec: AttentionSpec) -> list[int]:

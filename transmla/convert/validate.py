@@ -7,14 +7,18 @@ import torch
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
 from transmla.config.refusal import HALF, TEXT, Change, Refusal
+from transmla.convert.methods import Method, find_method
+from transmla.convert.methods.fitted import Fitted
 from transmla.convert.sizes import choose_sizes, freq_folds
 from transmla.deepseek.engines import ENGINES, engines_for
 from transmla.deepseek.sizes import MLASizes
-from transmla.errors import CheckpointError
+from transmla.errors import CheckpointError, UsageError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The method that learns on converted inputs, and takes any RoPE.
+_FITTED_METHOD: Change = {"method": Fitted.name}
 # What belongs to a fit, and has no place beside --exact.
-_FITTED = ("q_lora_rank", "freq_fold", "heal_steps", "latent_norm", "biases")
+_OF_A_FIT = ("q_lora_rank", "freq_fold", "heal_steps", "latent_norm", "biases")
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,13 @@ class Choices:
 
     Attributes:
         spec: the source's description with what the target keeps of it.
-        method: ``exact``, ``complex`` or ``rorope``.
+        method: with its options.
         folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
         dtype: of the written weights.
     """
 
     spec: AttentionSpec
-    method: str
+    method: Method
     sizes: MLASizes
     folds: tuple[int, ...]
     dtype: torch.dtype
@@ -48,12 +52,12 @@ def choose(request: ConvertRequest, spec: AttentionSpec, *, stored: torch.dtype)
         CheckpointError: a source of a type that cannot be converted.
     """
     spec = target_spec(request, spec)
-    method = "exact" if request.exact else request.method
+    method = find_method(request)
     check_possible(request, spec)
     sizes = choose_sizes(request, spec)
     check_method(request, spec, sizes, method)
     _check_loadable(request, spec, sizes)
-    folds, dtype = choose_folds(request, spec, sizes), storage_dtype(request, stored, sizes)
+    folds, dtype = choose_folds(request, spec, sizes, method), storage_dtype(request, stored, sizes)
     return Choices(spec=spec, method=method, sizes=sizes, folds=folds, dtype=dtype)
 
 
@@ -81,19 +85,19 @@ def check_possible(request: ConvertRequest, spec: AttentionSpec) -> None:
         raise Refusal("--biases merge has no place for a bias on the output of attention", {"biases": "keep"})
 
 
-def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: str) -> None:
+def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: Method) -> None:
     """Refuse flags that contradict each other or the source.
 
     Raises:
         Refusal: which, and what would do.
     """
-    if method == "exact":
+    if not method.needs_moments:
         default = ConvertRequest.model_fields
-        useless = [name for name in _FITTED if getattr(request, name) != default[name].default]
+        useless = [name for name in _OF_A_FIT if getattr(request, name) != default[name].default]
         if not spec.mixture and request.calibration not in ((), ("none",)):
             useless.append("calibration")
         if useless:
-            raise Refusal("--exact fits nothing", dict.fromkeys(useless))
+            raise Refusal(f"--{method.name} fits nothing", dict.fromkeys(useless))
         _check_routing(request, spec)
         return
     if not request.calibration:
@@ -112,17 +116,19 @@ def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, 
             "--calibration none means no text at all", *({"calibration": kept} for kept in (texts, ("none",)) if kept)
         )
     _check_learning(request, sizes, method)
-    if method == "rorope" and spec.rope_type != "default":
+    if method.rope_types is not None and spec.rope_type not in method.rope_types:
         raise Refusal(
-            f"--method rorope needs plain RoPE, found type {spec.rope_type!r}; --method fitted fits other frequencies "
-            "onto the target's plain grid",
-            {"method": "fitted"},
+            f"--method {method.name} needs RoPE of type {' or '.join(sorted(method.rope_types))}, found type "
+            f"{spec.rope_type!r}; --method fitted fits other frequencies onto the target's plain grid",
+            _FITTED_METHOD,
         )
+    if request.freq_fold is not None and not method.takes_freq_fold:
+        raise UsageError(f"--freq-fold says nothing to --method {method.name}, which shares no slots: drop it.")
 
 
-def _check_learning(request: ConvertRequest, sizes: MLASizes, method: str) -> None:
+def _check_learning(request: ConvertRequest, sizes: MLASizes, method: Method) -> None:
     live = request.latent_norm == "fitted"
-    needed: dict[str, object] = {} if method == "fitted" else {"method": "fitted"}
+    needed: dict[str, object] = {} if method.learns_on_converted else {**_FITTED_METHOD}
     needed |= TEXT if "none" in request.calibration else {}
     for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm fitted", live)):
         if asked and needed:
@@ -164,18 +170,17 @@ def _check_loadable(request: ConvertRequest, spec: AttentionSpec, sizes: MLASize
     )
 
 
-def choose_folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) -> tuple[int, ...]:
+def choose_folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: Method) -> tuple[int, ...]:
     """Return how many neighbouring frequencies may share slots.
 
     Raises:
         Refusal: a fold that does not share them out evenly; those that do.
     """
-    if request.exact:
+    if not method.takes_freq_fold:
         return ()
     folds = freq_folds(spec, sizes.qk_rope_head_dim)
     if request.freq_fold is None:
-        # The published method has no rule but trying on the test text; four is what its authors use most.
-        return tuple(folds) if request.method == "fitted" else (min(folds, key=lambda fold: abs(fold - 4)),)
+        return method.choose_folds(folds)
     if request.freq_fold not in folds:
         raise Refusal(
             f"--freq-fold {request.freq_fold} does not share {sizes.qk_rope_head_dim // 2} slots out evenly among "
