@@ -168,9 +168,9 @@ def serve() -> None:
     """Answer until the input ends."""
     import torch
 
-    import transmla.cli.app  # noqa: F401
-    import transmla.convert.run  # noqa: F401
-    import transmla.finetune.run  # noqa: F401
+    import transmla.cli.app
+    import transmla.convert.run
+    import transmla.finetune.run
     import transmla.verify.run  # noqa: F401
 
     torch.set_num_threads(1)
