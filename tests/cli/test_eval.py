@@ -11,8 +11,11 @@ import transmla.evaluate.run
 from transmla.cli.eval import evaluate_models
 from transmla.cli.views.evaluation import report_tables
 from transmla.errors import UsageError
-from transmla.evaluate.report.report import Bucket, DataReport, EvalReport, ModelReport, TextReport, TextScore
-from transmla.evaluate.report.tables import short_names
+from transmla.evaluate.parts.cost import ModelReport
+from transmla.evaluate.parts.perplexity import DataReport, TextReport
+from transmla.evaluate.report.report import EvalReport
+from transmla.evaluate.report.text_table import short_names
+from transmla.evaluate.statistics import Bucket, TextScore
 from transmla.records import Versions
 
 

@@ -10,8 +10,7 @@ from transmla.arch.families import FAMILIES
 from transmla.arch.spec import AttentionSpec
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.config import ConvertRequest
-from transmla.convert.methods import ConvertedLayer, LayerGoal
-from transmla.convert.methods.base import MethodOptions
+from transmla.convert.methods.base import ConvertedLayer, LayerGoal, MethodOptions
 from transmla.convert.methods.exact import Exact
 from transmla.convert.methods.fitted import Fitted, FittedOptions
 from transmla.convert.methods.rorope import RoRoPE

@@ -12,7 +12,8 @@ from tests.convert.models import read_config
 from tests.factory import tiny_checkpoint
 from transmla.convert import run as conversion
 from transmla.convert.latent_attention import LatentAttention
-from transmla.convert.methods import METHODS, ConvertedLayer, Method, MethodOptions
+from transmla.convert.methods import METHODS
+from transmla.convert.methods.base import ConvertedLayer, Method, MethodOptions
 from transmla.convert.methods.fitted import Fitted, FittedOptions
 from transmla.convert.methods.steps import in_float64
 from transmla.linalg.rotary import interleave, to_pairs

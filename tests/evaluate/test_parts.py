@@ -145,11 +145,12 @@ def test_greedy_divergence_is_what_writing_shows(folders):
         write_greedily(AutoModelForCausalLM.from_pretrained(folders / name).eval(), prompts, num_new_tokens=24)[:, 64:]
         for name in ("source", "exact", "small")
     )
-    for score, written in zip(greedy.scores, others, strict=True):
+    for score, written in zip(greedy.scores[1:], others, strict=True):
         same = (written == source).long().cumprod(1).sum(1).tolist()
         assert list(score.same_tokens) == same
         assert score.never_different == sum(length == 24 for length in same) / 4
-    exact, small = greedy.scores
+    source, exact, small = greedy.scores
+    assert source is None
     assert exact.never_different == 1
     assert small.agreement < 1
 
@@ -157,8 +158,9 @@ def test_greedy_divergence_is_what_writing_shows(folders):
 def test_layers_are_replaced_one_at_a_time(folders):
     options = {"dataset": str(folders / "text.txt"), "window": 64, "max_tokens": 640}
     report = evaluate(ask(folders, "exact", "small", per_layer=True, layer_windows=3, batch_size=2, **options))
-    exact, small = report.layers
-    assert exact.num_positions == 3 * 63
+    source, exact, small = report.layers[0].scores
+    assert source is None
+    assert report.layers[0].num_positions == 3 * 63
     for layer in exact.layers:
         assert layer.relative_error < 1e-4
         assert layer.excess_nll == pytest.approx(0, abs=1e-5)
@@ -185,7 +187,7 @@ def test_the_last_layer_alone_is_the_last_layer_of_a_hybrid(folders):
         logprobs = source.lm_head(source.model.norm(stream))[:, :-1].log_softmax(-1)
     nll = -logprobs.gather(-1, tokens[:, 1:, None]).mean().item()
     alone = report.texts[0].scores[0].nll
-    assert report.layers[0].layers[-1].excess_nll == pytest.approx(nll - alone, abs=1e-5)
+    assert report.layers[0].scores[1].layers[-1].excess_nll == pytest.approx(nll - alone, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,25 +8,17 @@ from typer.testing import CliRunner
 
 from transmla.cli.app import app
 from transmla.errors import OutputError, UsageError
+from transmla.evaluate.parts.cost import ModelReport
+from transmla.evaluate.parts.greedy import GreedyReport, GreedyScore
+from transmla.evaluate.parts.layerwise import LayerScore, LayersReport, ModelLayers
+from transmla.evaluate.parts.long_context import ContextReport, ContextScore
+from transmla.evaluate.parts.perplexity import DataReport, TextReport
 from transmla.evaluate.report.html import write_html
 from transmla.evaluate.report.model_card import check_cards, update_cards, with_evaluation
-from transmla.evaluate.report.report import (
-    Bucket,
-    ContextReport,
-    ContextScore,
-    DataReport,
-    EvalReport,
-    GreedyReport,
-    GreedyScore,
-    LayerScore,
-    LayersReport,
-    ModelReport,
-    TaskReport,
-    TaskScore,
-    TextReport,
-    TextScore,
-)
+from transmla.evaluate.report.report import EvalReport
 from transmla.evaluate.report.tables import report_tables_of
+from transmla.evaluate.statistics import Bucket, TextScore
+from transmla.evaluate.tasks.report import TaskReport, TaskScore
 from transmla.records import Versions
 
 NAMES = ("org/source", "/models/<closed> & form", "/models/healed")
@@ -80,22 +72,23 @@ def make_report(names=NAMES):
         num_prompts=2,
         num_prompt_tokens=64,
         num_new_tokens=128,
-        scores=tuple(
-            GreedyScore(model=name, same_tokens=(17, 128), median_same_tokens=72.5, never_different=0.5, agreement=0.93)
-            for name in names[1:]
+        scores=(
+            None,
+            *(
+                GreedyScore(
+                    model=name, same_tokens=(17, 128), median_same_tokens=72.5, never_different=0.5, agreement=0.93
+                )
+                for name in names[1:]
+            ),
         ),
     )
-    layers = tuple(
-        LayersReport(
-            model=name,
-            dataset="wiki.txt",
-            num_positions=99,
-            layers=tuple(
-                LayerScore(layer=layer, relative_error=0.123, excess_nll=0.0123 * (layer + 1), share=0.5)
-                for layer in range(2)
-            ),
-        )
-        for name in names[1:]
+    by_layer = tuple(
+        LayerScore(layer=layer, relative_error=0.123, excess_nll=0.0123 * (layer + 1), share=0.5) for layer in range(2)
+    )
+    layers = LayersReport(
+        dataset="wiki.txt",
+        num_positions=99,
+        scores=(None, *(ModelLayers(model=name, layers=by_layer) for name in names[1:])),
     )
     return EvalReport(
         models=tuple(
@@ -125,7 +118,7 @@ def make_report(names=NAMES):
         tasks=(TaskReport(task="arc_easy", metric="acc", num_items=1000, scores=tasks),),
         contexts=contexts,
         greedy=(greedy,),
-        layers=layers,
+        layers=(layers,),
         dtype="float32",
         device="cpu",
         versions=Versions(transmla="0", torch="1", transformers="2"),
@@ -230,8 +223,8 @@ def test_a_card_gets_its_own_numbers_and_the_next_ones_instead(tmp_path):
 
 
 def test_what_follows_in_a_card_stays():
-    card = with_evaluation("# a\n", make_report())
-    again = with_evaluation(card + "\n## More\n", make_report(("s", "b")).model_copy(update={"tasks": ()}))
+    card = with_evaluation("# a\n", make_report(), 1)
+    again = with_evaluation(card + "\n## More\n", make_report(("s", "b")).model_copy(update={"tasks": ()}), 1)
     assert again.endswith("-->\n\n## More\n")
     assert again.count("## Evaluation") == 1
     assert "arc_easy" in card

@@ -93,7 +93,7 @@ def test_the_report_holds_source_and_conversions(folders, llama, deepseek, token
 
 
 def test_losses_are_put_together_by_position(folders, llama, tokenizer, text, monkeypatch):
-    monkeypatch.setattr("transmla.evaluate.parts.perplexity.BUCKET", 20)
+    monkeypatch.setattr("transmla.evaluate.statistics.BUCKET", 20)
     report = evaluate(ask(folders, str(folders / "converted"), window=50, max_tokens=200))
     windows = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:200]).view(4, 50)
     with torch.no_grad():

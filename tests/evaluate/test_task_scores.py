@@ -5,9 +5,11 @@ import random
 import pytest
 
 from transmla.errors import DataError
+from transmla.evaluate.parts.cost import ModelReport
 from transmla.evaluate.parts.tasks import check_tasks
-from transmla.evaluate.report.report import EvalReport, ModelReport, TaskReport, TaskScore
+from transmla.evaluate.report.report import EvalReport
 from transmla.evaluate.report.tables import report_tables_of
+from transmla.evaluate.tasks.report import TaskReport, TaskScore
 from transmla.evaluate.tasks.scores import Outcome, replicate, score_outcomes, task_score
 from transmla.records import Versions
 

@@ -15,7 +15,7 @@ import torch
 from transmla.arch.experts import is_expert
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
-from transmla.convert.methods import Method
+from transmla.convert.methods.base import Method
 from transmla.convert.methods.fitted import REFINE_STEPS
 from transmla.deepseek.sizes import MLASizes
 

@@ -27,7 +27,8 @@ from transmla.checkpoint.source import Source
 from transmla.checkpoint.stamps import file_stamp
 from transmla.config import ConvertRequest
 from transmla.convert.memory_estimate import LIBRARIES, Footprint
-from transmla.convert.methods import LayerGoal, Method, find_method
+from transmla.convert.methods import find_method
+from transmla.convert.methods.base import LayerGoal, Method
 from transmla.convert.opened import fetch_weights, open_model
 from transmla.convert.settle import settle
 from transmla.convert.summary import PlanSummary, Prediction

@@ -7,7 +7,8 @@ import torch
 from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
 from transmla.config.refusal import HALF, TEXT, Change, Refusal
-from transmla.convert.methods import Method, find_method
+from transmla.convert.methods import find_method
+from transmla.convert.methods.base import Method
 from transmla.convert.methods.fitted import Fitted
 from transmla.convert.sizes import choose_sizes, freq_folds
 from transmla.deepseek.engines import ENGINES, engines_for

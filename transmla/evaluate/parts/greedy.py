@@ -6,7 +6,7 @@ it would have gone its own way. That is one pass over the text, and exactly what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import numpy
@@ -15,19 +15,85 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from transmla.config import EvalRequest
 from transmla.data.tokens import check_known
 from transmla.evaluate.lazy_model import LazyModel
-from transmla.evaluate.report.report import GreedyReport, GreedyScore
+from transmla.evaluate.parts.base import Part, Setting, need_text_and_conversions
+from transmla.evaluate.report.text_table import Shown, TextTable, percent
 from transmla.evaluate.result_cache import Arrays, ResultCache
 from transmla.evaluate.token_scores import score_tokens
 from transmla.evaluate.windows import ScoredWindows
 from transmla.progress import Progress
+from transmla.records import Record
+
+PROMPT_TOKENS = 64
+"""Tokens of the windows after which the source writes."""
 
 
-class GreedyPart:
+class GreedyScore(Record):
+    """For how many tokens a model would have written what the source wrote, for each prompt.
+
+    ``agreement`` is the share of all tokens that would have been the same after the source's own text.
+    """
+
+    model: str
+    same_tokens: tuple[int, ...]
+    median_same_tokens: float
+    never_different: float
+    agreement: float
+
+
+class GreedyReport(Record):
+    """What converted models would have written, compared with what the source wrote; its own entry is ``None``."""
+
+    dataset: str
+    num_prompts: int
+    num_prompt_tokens: int
+    num_new_tokens: int
+    scores: tuple[GreedyScore | None, ...]
+
+
+class GreedyPart(Part):
     """What all models would write behind the starts of a text's windows."""
 
-    field = "greedy"
+    name = "greedy"
+    record = GreedyReport
+    flags = ("--greedy-prompts",)
+
+    @classmethod
+    def wanted(cls, request: EvalRequest) -> bool:
+        """Return whether there are prompts."""
+        return bool(request.greedy_prompts)
+
+    @classmethod
+    def check(cls, request: EvalRequest) -> None:
+        """Refuse prompts of no text, and a source alone."""
+        need_text_and_conversions(request, "--greedy-prompts")
+
+    @classmethod
+    def longest(cls, request: EvalRequest) -> tuple[int, str]:
+        """Return a prompt with what is written."""
+        return min(PROMPT_TOKENS, request.window) + request.greedy_tokens, "--greedy-tokens"
+
+    @classmethod
+    def build(cls, setting: Setting) -> Iterator[Part]:
+        """Yield one part, on the first text."""
+        request, (dataset, windows) = setting.request, setting.first_text
+        prompts = windows.starts(request.greedy_prompts, num_tokens=min(PROMPT_TOKENS, request.window))
+        yield cls(
+            dataset,
+            prompts,
+            results=setting.cache,
+            source=setting.source,
+            num_new_tokens=request.greedy_tokens,
+            batch_size=request.batch_size,
+        )
+
+    @classmethod
+    def tables(cls, records: Sequence[GreedyReport], shown: Shown) -> Iterator[TextTable]:
+        """Yield how long conversions write what their source writes."""
+        for greedy in records:
+            yield _table(greedy, shown.names)
 
     def __init__(
         self,
@@ -51,12 +117,13 @@ class GreedyPart:
         """
         self._dataset, self._prompts, self._num_new_tokens = dataset, prompts, num_new_tokens
         self._results, self._source, self._batch_size = results, source, batch_size
-        self._found: list[tuple[str, Arrays]] = []
+        self._found: list[tuple[str, Arrays | None]] = []
 
     def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Have the source write, or another model read what it wrote."""
         written = self._written(progress)
         if lazy is self._source:
+            self._found.append((lazy.name, None))
             return
         windows = ScoredWindows(tuple(written), (self._prompts.shape[1],) * len(written), tokens_per_byte=1.0)
 
@@ -77,7 +144,10 @@ class GreedyPart:
             num_prompts=num_prompts,
             num_prompt_tokens=self._prompts.shape[1],
             num_new_tokens=self._num_new_tokens,
-            scores=tuple(_score(name, scores["right"].reshape(num_prompts, -1)) for name, scores in self._found),
+            scores=tuple(
+                None if scores is None else _score(name, scores["right"].reshape(num_prompts, -1))
+                for name, scores in self._found
+            ),
         )
 
     def _written(self, progress: Progress) -> Int[Tensor, "prompts tokens"]:
@@ -119,4 +189,22 @@ def _score(name: str, right: numpy.ndarray) -> GreedyScore:
         median_same_tokens=float(median(lengths)),
         never_different=float(numpy.mean(right.all(1))),
         agreement=float(right.mean()),
+    )
+
+
+def _table(greedy: GreedyReport, names: Sequence[str]) -> TextTable:
+    return TextTable(
+        f"Greedy text after {greedy.num_prompts} prompts of {greedy.num_prompt_tokens} tokens, "
+        f"{greedy.num_new_tokens} each",
+        ("Model", "As the source for (median)", "to the end", "Same token after its text"),
+        tuple(
+            (
+                name,
+                f"{score.median_same_tokens:g} tokens",
+                percent(score.never_different),
+                percent(score.agreement),
+            )
+            for name, score in zip(names[1:], greedy.scores[1:], strict=True)
+            if score is not None
+        ),
     )

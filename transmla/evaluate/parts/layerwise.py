@@ -6,7 +6,7 @@ output is off by, and what the loss rises by, say where more rank would pay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +17,89 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from transmla.config import EvalRequest
 from transmla.errors import UsageError
 from transmla.evaluate.lazy_model import LazyModel
-from transmla.evaluate.report.report import LayerScore, LayersReport
+from transmla.evaluate.parts.base import Part, Setting, need_text_and_conversions
+from transmla.evaluate.report.svg import as_svg, new_figure
+from transmla.evaluate.report.text_table import Shown, TextTable, small
 from transmla.evaluate.result_cache import Arrays, ResultCache
 from transmla.evaluate.token_scores import score_tokens
 from transmla.evaluate.windows import ScoredWindows
 from transmla.modeling.absorption import has_latent_attention, set_form
 from transmla.progress import Progress
+from transmla.records import Record
 
 
-class LayerwisePart:
+class LayerScore(Record):
+    """One converted layer in the source: relative error of its attention's output, and what the loss rises by.
+
+    ``share`` is its part of the sum over all layers; the layers together may cost more, or less, than that.
+    """
+
+    layer: int
+    relative_error: float
+    excess_nll: float
+    share: float
+
+
+class ModelLayers(Record):
+    """All layers of one converted model."""
+
+    model: str
+    layers: tuple[LayerScore, ...]
+
+
+class LayersReport(Record):
+    """The layers of all converted models, one at a time in the source, whose own entry is ``None``."""
+
+    dataset: str
+    num_positions: int
+    scores: tuple[ModelLayers | None, ...]
+
+
+class LayerwisePart(Part):
     """The layers of all converted models."""
 
-    field = "layers"
+    name = "layers"
+    record = LayersReport
+    flags = ("--per-layer",)
+
+    @classmethod
+    def wanted(cls, request: EvalRequest) -> bool:
+        """Return whether it is asked for."""
+        return request.per_layer
+
+    @classmethod
+    def check(cls, request: EvalRequest) -> None:
+        """Refuse windows of no text, and a source alone."""
+        need_text_and_conversions(request, "--per-layer")
+
+    @classmethod
+    def build(cls, setting: Setting) -> Iterator[Part]:
+        """Yield one part, on the first text."""
+        request, (dataset, windows) = setting.request, setting.first_text
+        windows = windows.head(request.layer_windows)
+        yield cls(dataset, windows, results=setting.cache, source=setting.source, batch_size=request.batch_size)
+
+    @classmethod
+    def tables(cls, records: Sequence[LayersReport], shown: Shown) -> Iterator[TextTable]:
+        """Yield what each layer is off by, and what the loss rises by."""
+        for record in records:
+            models = [model for model in record.scores if model is not None]
+            rows = []
+            for layers in zip(*(model.layers for model in models), strict=True):
+                cells = (f"{layer.relative_error:.1%}  {layer.excess_nll:+.4f}" for layer in layers)
+                rows.append((str(layers[0].layer), *cells))
+            sums = (sum(layer.excess_nll for layer in model.layers) for model in models)
+            rows.append(("sum", *(small(total, "+") for total in sums)))
+            yield TextTable("One layer at a time: off by, loss rises by", ("Layer", *shown.names[1:]), tuple(rows))
+
+    @classmethod
+    def plots(cls, records: Sequence[LayersReport], shown: Shown) -> Iterator[tuple[str, str]]:
+        """Yield both, layer by layer."""
+        for record in records:
+            yield "One converted layer at a time", _plot(record, shown.names)
 
     def __init__(
         self, dataset: str, windows: ScoredWindows, *, results: ResultCache, source: LazyModel, batch_size: int
@@ -63,23 +132,28 @@ class LayerwisePart:
 
     def report(self) -> Iterator[LayersReport]:
         """Put everything together."""
-        for name, found in self._found:
-            increase = found["nll"] - found["source_nll"]
-            total = float(increase.sum())
-            yield LayersReport(
-                model=name,
-                dataset=self._dataset,
-                num_positions=self._windows.num_positions,
-                layers=tuple(
-                    LayerScore(
-                        layer=layer,
-                        relative_error=float(error),
-                        excess_nll=float(more),
-                        share=float(more) / total if total else 0.0,
-                    )
-                    for layer, (error, more) in enumerate(zip(found["error"], increase, strict=True))
-                ),
+        yield LayersReport(
+            dataset=self._dataset,
+            num_positions=self._windows.num_positions,
+            scores=(None, *(_layers_of(name, found) for name, found in self._found)),
+        )
+
+
+def _layers_of(name: str, found: Arrays) -> ModelLayers:
+    increase = found["nll"] - found["source_nll"]
+    total = float(increase.sum())
+    return ModelLayers(
+        model=name,
+        layers=tuple(
+            LayerScore(
+                layer=layer,
+                relative_error=float(error),
+                excess_nll=float(more),
+                share=float(more) / total if total else 0.0,
             )
+            for layer, (error, more) in enumerate(zip(found["error"], increase, strict=True))
+        ),
+    )
 
 
 def measure_layers(
@@ -173,3 +247,19 @@ def _replaced(layer: Any, substitute: Callable[[Tensor], Tensor]) -> Iterator[_E
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _plot(record: LayersReport, names: Sequence[str]) -> str:
+    figure = new_figure(9.0, 3.0)
+    for axes, field, label in zip(
+        figure.subplots(1, 2), ("relative_error", "excess_nll"), ("output off by", "loss rises by, nats"), strict=True
+    ):
+        for number, (name, model) in enumerate(zip(names[1:], record.scores[1:], strict=True), start=1):
+            if model is None:
+                continue
+            axes.plot([getattr(layer, field) for layer in model.layers], marker=".", color=f"C{number}", label=name)
+        axes.set_xlabel("layer")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    return as_svg(figure)

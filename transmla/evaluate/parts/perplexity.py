@@ -2,37 +2,112 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy
+from transformers import PreTrainedTokenizerBase
 
+from transmla.config import EvalRequest
+from transmla.data.tokens import text_start
 from transmla.data.vocabulary import SharedTokens
 from transmla.evaluate.lazy_model import LazyModel
-from transmla.evaluate.report.report import Bucket, DataReport, TextReport, TextScore
+from transmla.evaluate.parts.base import Part, Setting
+from transmla.evaluate.report.svg import as_svg, new_figure
+from transmla.evaluate.report.text_table import Shown, TextTable, percent, small
 from transmla.evaluate.result_cache import Arrays, HiddenStateFile, ResultCache
+from transmla.evaluate.statistics import TextScore, text_score
 from transmla.evaluate.token_scores import Reference, score_tokens
 from transmla.evaluate.windows import ScoredWindows
 from transmla.modeling.lm_head import model_head
 from transmla.modeling.load import read_config
 from transmla.progress import Progress
-
-BUCKET = 512
-"""Tokens before a judged one, by which losses are put together."""
+from transmla.records import Record
 
 
-class PerplexityPart:
+class DataReport(Record):
+    """A text: enough to know whether two reports speak of the same tokens.
+
+    ``num_positions`` tokens are judged; ``num_tokens_dropped`` of the text are in no window, and ``num_without_text``
+    rows hold nothing.
+    """
+
+    dataset: str
+    protocol: str
+    num_tokens: int
+    num_windows: int
+    num_positions: int
+    num_tokens_dropped: int = 0
+    columns: tuple[str, ...] = ()
+    unread_columns: tuple[str, ...] = ()
+    unread_by_template: tuple[str, ...] = ()
+    is_found: bool = False
+    num_rows: int = 0
+    num_without_text: int = 0
+    sha256: str
+
+
+class TextReport(Record):
+    """One text, and what each model makes of it: the source first."""
+
+    data: DataReport
+    scores: tuple[TextScore, ...]
+
+
+class PerplexityPart(Part):
     """One text, judged by all models.
 
     The source leaves its hidden states, so that it reads the text once however many models it is compared with, now or
     later.
     """
 
-    field = "texts"
+    name = "texts"
+    record = TextReport
+    flags = ("--dataset",)
+
+    @classmethod
+    def wanted(cls, request: EvalRequest) -> bool:
+        """Return whether there is a text."""
+        return bool(request.dataset)
+
+    @classmethod
+    def longest(cls, request: EvalRequest) -> tuple[int, str]:
+        """Return the window."""
+        return request.window, "--window"
+
+    @classmethod
+    def build(cls, setting: Setting) -> Iterator[Part]:
+        """Yield a part for each text."""
+        for dataset, windows in setting.texts.items():
+            yield cls(
+                dataset,
+                protocol(setting.request, windows, setting.tokenizer),
+                windows,
+                results=setting.cache,
+                source=setting.source,
+                batch_size=setting.request.batch_size,
+                shared=setting.shared,
+            )
+
+    @classmethod
+    def tables(cls, records: Sequence[TextReport], shown: Shown) -> Iterator[TextTable]:
+        """Yield perplexities and comparisons, and the loss by position: the source's, and what others have more."""
+        for text in records:
+            yield _text_table(text, shown)
+            if len(text.scores[0].positions) > 1:
+                yield _positions_table(text, shown.names)
+
+    @classmethod
+    def plots(cls, records: Sequence[TextReport], shown: Shown) -> Iterator[tuple[str, str]]:
+        """Yield perplexity against cache, and the excess by position."""
+        if not records or len(shown.names) < 2:
+            return
+        yield "Quality against cache", _quality_plot(records, shown)
+        for text in records:
+            if len(text.scores[0].positions) > 1:
+                yield f"{Path(text.data.dataset).name}: loss by position", _positions_plot(text, shown.names)
 
     def __init__(
         self,
@@ -126,62 +201,85 @@ class PerplexityPart:
         return key if lazy is self._source else key | {"source": self._source.fingerprint}
 
 
-def text_score(name: str, windows: ScoredWindows, scores: Arrays, source: Arrays | None = None) -> TextScore:
-    """Put the scores of all tokens together.
+def protocol(request: EvalRequest, windows: ScoredWindows, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say how a text is joined, cut and judged, which is what perplexities differ by."""
+    said = [f"{'each document by itself, up to' if request.per_document else 'windows of'} {request.window} tokens"]
+    if request.stride is not None and request.stride < request.window:
+        said.append(f"stride {request.stride}")
+    if windows.chats:
+        said.append("chats as their template lays them out")
+    elif windows.reading.columns and not request.per_document:
+        said.append("rows joined by an empty line")
+    start = tokenizer.decode(text_start(tokenizer, request.bos)) if request.bos != "never" else ""
+    where = "the text" if request.bos == "once" else "each"
+    said.append(f"{start} in front of {where}" if start else "no BOS")
+    said.append("all but the first judged" if not start or request.bos == "once" else f"all after {start} judged")
+    return ", ".join(said)
 
-    Args:
-        name: of the model.
-        windows: the text.
-        scores: of the model.
-        source: scores of the source, which the model is compared with.
-    """
-    number, before = windows.places()
-    nll = _mean(scores["nll"])
-    difference = None if source is None else scores["nll"].astype(numpy.float64) - source["nll"]
-    buckets = [
-        Bucket(
-            start=start,
-            stop=start + BUCKET,
-            num_positions=int(chosen.sum()),
-            nll=_mean(scores["nll"][chosen]),
-            excess_nll=None if difference is None else _mean(difference[chosen]),
-            kl=None if source is None else _mean(scores["kl"][chosen]),
-        )
-        for start in range(0, windows.longest, BUCKET)
-        if (chosen := (before >= start) & (before < start + BUCKET)).any()
-    ]
-    compared = {}
-    if difference is not None:
-        compared = {
-            "excess_nll": _mean(difference),
-            "excess_se": clustered_standard_error(difference, number),
-            # A divergence is never negative, but the rounding of one that is zero may be.
-            "kl": max(0.0, _mean(scores["kl"])),
-            "top1_agreement": _mean(scores["top1"]),
-            "top5_agreement": _mean(scores["top5"]),
-        }
-    return TextScore(
-        model=name,
-        nll=nll,
-        perplexity=math.exp(nll) if nll < 709 else math.inf,
-        bits_per_byte=nll * windows.tokens_per_byte / math.log(2),
-        positions=tuple(buckets),
-        **compared,
+
+def _text_table(text: TextReport, shown: Shown) -> TextTable:
+    data = text.data
+    return TextTable(
+        f"{Path(data.dataset).name}: {data.num_positions:,} tokens in {data.protocol}, {shown.dtype}",
+        ("Model", "Perplexity", "Bits/byte", "Excess NLL", "KL", "Top-1", "Top-5"),
+        tuple(
+            (
+                name,
+                f"{score.perplexity:.4f}",
+                f"{score.bits_per_byte:.4f}",
+                _excess(score),
+                small(score.kl),
+                percent(score.top1_agreement),
+                percent(score.top5_agreement),
+            )
+            for name, score in zip(shown.names, text.scores, strict=True)
+        ),
     )
 
 
-def clustered_standard_error(values: numpy.ndarray, cluster: numpy.ndarray) -> float | None:
-    """Return the standard error of the mean of values of which those of a cluster may go together.
-
-    The tokens of a window do. ``None`` where there is one cluster only.
-    """
-    count = int(cluster[-1]) + 1
-    if count < 2:
-        return None
-    deviations = numpy.bincount(cluster, values - values.mean(), minlength=count)
-    return float(math.sqrt((deviations**2).sum() * count / (count - 1)) / len(values))
+def _positions_table(text: TextReport, names: Sequence[str]) -> TextTable:
+    rows = []
+    for number, bucket in enumerate(text.scores[0].positions):
+        others = (score.positions[number].excess_nll for score in text.scores[1:])
+        label = f"{bucket.start:,} to {bucket.stop - 1:,}"
+        rows.append((label, f"{bucket.nll:.4f}", *(small(excess, "+") for excess in others)))
+    title = f"{Path(text.data.dataset).name}: excess NLL by position"
+    return TextTable(title, ("Tokens before", *names), tuple(rows))
 
 
-def _mean(values: numpy.ndarray) -> float:
-    # The loss of an exact conversion differs from its source's in the seventh digit, which float32 would swallow.
-    return float(values.mean(dtype=numpy.float64))
+def _excess(score: TextScore) -> str:
+    error = "" if score.excess_se is None else f" ±{small(score.excess_se)}"
+    return small(score.excess_nll, "+") + error
+
+
+def _quality_plot(texts: Sequence[TextReport], shown: Shown) -> str:
+    figure = new_figure(1.0 + 4 * len(texts), 3.6)
+    whole = shown.kv_bytes_per_token[0]
+    for axes, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
+        for number, (name, size, score) in enumerate(
+            zip(shown.names, shown.kv_bytes_per_token, text.scores, strict=True)
+        ):
+            place = (size / whole, score.perplexity)
+            axes.plot(*place, marker="o", linestyle="", color=f"C{number}", label=name)
+        axes.set_xlabel("KV cache, share of the source's")
+        axes.set_ylabel(f"perplexity, {Path(text.data.dataset).name}")
+        axes.xaxis.set_major_formatter("{x:.0%}")
+        axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return as_svg(figure)
+
+
+def _positions_plot(text: TextReport, names: Sequence[str]) -> str:
+    figure = new_figure(8.0, 3.0)
+    axes = figure.subplots()
+    for number, (name, score) in enumerate(zip(names[1:], text.scores[1:], strict=True), start=1):
+        middles = [(bucket.start + bucket.stop) / 2 for bucket in score.positions]
+        axes.plot(
+            middles, [bucket.excess_nll for bucket in score.positions], marker="o", color=f"C{number}", label=name
+        )
+    axes.set_xlabel("tokens before")
+    axes.set_ylabel("excess NLL, nats")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return as_svg(figure)

@@ -9,21 +9,30 @@ network: ``{"query": …, "choices": […], "gold": index}``, where a choice fol
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy
 from transformers import PreTrainedTokenizerBase
 
+from transmla.config import EvalRequest
 from transmla.errors import DataError, UsageError
 from transmla.evaluate.lazy_model import LazyModel
-from transmla.evaluate.report.report import TaskReport, TaskScore
+from transmla.evaluate.parts.base import Part, Setting
+from transmla.evaluate.report.svg import as_svg, new_figure
+from transmla.evaluate.report.text_table import Shown, TextTable, with_error
 from transmla.evaluate.result_cache import ResultCache
 from transmla.evaluate.tasks.harness import Answers, run_task
 from transmla.evaluate.tasks.item_files import TASK_FILES, items_config
 from transmla.evaluate.tasks.open_task import open_task
+from transmla.evaluate.tasks.report import TaskReport, TaskScore
 from transmla.evaluate.tasks.scores import score_outcomes
 from transmla.progress import Progress
+
+SIGNIFICANT = 0.05
+"""Probability below which a difference is not taken for noise."""
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
@@ -47,10 +56,50 @@ def check_tasks(tasks: Sequence[str]) -> None:
             items_config(path)
 
 
-class TasksPart:
+class TasksPart(Part):
     """Tasks, answered by all models."""
 
-    field = "tasks"
+    name = "tasks"
+    record = TaskReport
+    flags = ("--tasks",)
+
+    @classmethod
+    def wanted(cls, request: EvalRequest) -> bool:
+        """Return whether there are tasks."""
+        return bool(request.tasks)
+
+    @classmethod
+    def check(cls, request: EvalRequest) -> None:
+        """Refuse tasks that cannot be run."""
+        check_tasks(request.tasks)
+
+    @classmethod
+    def build(cls, setting: Setting) -> Iterator[Part]:
+        """Yield one part for all tasks."""
+        request = setting.request
+        if request.bos in ("always", "never"):
+            setting.tell(f"--bos {request.bos} does not reach --tasks, whose texts begin as the tokenizer has them.")
+        yield cls(
+            request.tasks,
+            setting.tokenizer,
+            results=setting.cache,
+            source=setting.source,
+            num_fewshot=request.num_fewshot,
+            limit=request.limit,
+            batch_size=request.batch_size,
+        )
+
+    @classmethod
+    def tables(cls, records: Sequence[TaskReport], shown: Shown) -> Iterator[TextTable]:
+        """Yield a table of all tasks."""
+        if records:
+            yield _tasks_table(records, shown.names)
+
+    @classmethod
+    def plots(cls, records: Sequence[TaskReport], shown: Shown) -> Iterator[tuple[str, str]]:
+        """Yield the differences to the source."""
+        if records and len(shown.names) > 1:
+            yield "Tasks: differences to the source, with 95 % intervals", _tasks_plot(records, shown.names)
 
     def __init__(
         self,
@@ -144,3 +193,61 @@ class TasksPart:
                 self._identities[task] = opened.identity(num_fewshot=self._options["num_fewshot"])
                 advance(1)
         return self._identities[task]
+
+
+def _tasks_table(tasks: Sequence[TaskReport], names: Sequence[str]) -> TextTable:
+    rows: list[tuple[str, ...]] = []
+    for task in tasks:
+        head = (task.label, f"{task.num_items:,}")
+        for name, score in zip(names, task.scores, strict=True):
+            value = with_error(score.value, score.standard_error, share=task.is_share)
+            rows.append((*head, name, value, *_difference(score, task)))
+            head = ("", "")
+    title = f"Tasks, and paired differences to the source; from p {SIGNIFICANT} on they may be noise"
+    return TextTable(title, ("Task", "Items", "Model", "Score", "Difference", "p", "is"), tuple(rows))
+
+
+def _difference(score: TaskScore, task: TaskReport) -> tuple[str, ...]:
+    if score.difference is None:
+        return ("-", "-", "")
+    difference = with_error(score.difference, score.difference_se, share=task.is_share, sign="+")
+    if score.p_value is None:
+        return (difference, "-", "")
+    ways = ("other", "other") if task.higher_is_better is None else ("better", "worse")
+    rises = (score.difference > 0) == (task.higher_is_better is not False)
+    verdict = "noise" if score.p_value >= SIGNIFICANT else ways[not rises]
+    return (difference, f"{score.p_value:.2g}", verdict)
+
+
+def _tasks_plot(tasks: Sequence[TaskReport], names: Sequence[str]) -> str:
+    # Shares have one axis; a perplexity has one of its own, or nothing else would be seen.
+    shares = [task for task in tasks if task.is_share]
+    panels = [*([shares] if shares else []), *([task] for task in tasks if not task.is_share)]
+    figure = new_figure(8.0, 0.4 * len(panels) + 0.4 + 0.22 * len(tasks) * len(names))
+    heights = [1 + len(panel) * len(names) for panel in panels]
+    for axes, panel in zip(
+        figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels, strict=True
+    ):
+        _differences(axes, panel, names)
+    figure.axes[0].legend(fontsize=8)
+    return as_svg(figure)
+
+
+def _differences(axes: Any, tasks: Sequence[TaskReport], names: Sequence[str]) -> None:
+    for number, name in enumerate(names[1:], start=1):
+        places = [row + (number - len(names) / 2) / (len(names) + 1) for row in range(len(tasks))]
+        scores = [task.scores[number] for task in tasks]
+        axes.errorbar(
+            [numpy.nan if score.difference is None else score.difference for score in scores],
+            places,
+            xerr=[1.96 * (score.difference_se or 0.0) for score in scores],
+            fmt="o",
+            color=f"C{number}",
+            label=name,
+        )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(tasks)), labels=[task.label for task in tasks])
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    if tasks[0].is_share:
+        axes.xaxis.set_major_formatter("{x:+.1%}")
+    axes.grid(alpha=0.3, axis="x")

@@ -1,4 +1,4 @@
-"""An evaluation as one file that any browser shows: tables, pictures, and how it was measured."""
+"""An evaluation as one file that any browser shows: tables, plots, and how it was measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import jinja2
 from transmla.errors import OutputError
 from transmla.evaluate.report.plots import report_plots
 from transmla.evaluate.report.report import EvalReport
-from transmla.evaluate.report.tables import report_tables_of, short_names
+from transmla.evaluate.report.tables import report_tables_of
+from transmla.evaluate.report.text_table import short_names
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -32,16 +33,16 @@ footer { margin-top: 3rem; color: #666; font-size: .85rem; overflow-wrap: anywhe
 <body>
 <h1>{{ title }}</h1>
 <p>Compared with {{ source }}, which is the first in every table.</p>
-{% for sheet in sheets %}
-<h2>{{ sheet.title }}</h2>
+{% for table in tables %}
+<h2>{{ table.title }}</h2>
 <div class="wide"><table>
-<thead><tr>{% for heading in sheet.headings %}<th>{{ heading }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for heading in table.headings %}<th>{{ heading }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for row in sheet.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
 {% endfor %}
-{% for caption, svg in figures %}
+{% for caption, svg in plots %}
 <h2>{{ caption }}</h2>
 <div class="wide">{{ svg | safe }}</div>
 {% endfor %}
@@ -70,8 +71,8 @@ def write_html(report: EvalReport, path: Path) -> None:
     page = environment.from_string(_PAGE).render(
         title=", ".join(others) or source,
         source=source,
-        sheets=list(report_tables_of(report)),
-        figures=list(report_plots(report)),
+        tables=list(report_tables_of(report)),
+        plots=list(report_plots(report)),
         models=zip(names, report.models, strict=True),
         texts=zip(texts, report.texts, strict=True),
         report=report,

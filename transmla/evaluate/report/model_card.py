@@ -1,4 +1,4 @@
-"""An evaluation in the model card of a converted model: between two marks, so that the next one takes its place."""
+"""An evaluation in the model card of a converted model: between two marks, so that the next one replaces it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transmla.errors import OutputError, UsageError
 from transmla.evaluate.report.report import EvalReport
-from transmla.evaluate.report.tables import TextTable, report_tables_of
+from transmla.evaluate.report.tables import tables_of_one
+from transmla.evaluate.report.text_table import TextTable
 
 _START, _END = "<!-- transmla eval: start -->", "<!-- transmla eval: end -->"
 _CARD_FILE = "README.md"
@@ -38,18 +39,18 @@ def update_cards(report: EvalReport) -> None:
         try:
             text = card.read_text(encoding="utf-8") if card.exists() else ""
             unfinished = card.with_name(f".{_CARD_FILE}.part")
-            unfinished.write_text(with_evaluation(text, _of_two(report, number)), encoding="utf-8")
+            unfinished.write_text(with_evaluation(text, report, number), encoding="utf-8")
             unfinished.replace(card)
         except OSError as error:
             raise OutputError(f"{card} cannot be written: {error.strerror or error}.") from None
 
 
-def with_evaluation(card: str, report: EvalReport) -> str:
-    """Return a card with an evaluation at its end, or in the place of the one before."""
-    sheets = "\n\n".join(_markdown(sheet) for sheet in report_tables_of(report))
+def with_evaluation(card: str, report: EvalReport, number: int) -> str:
+    """Return a card with what was measured of a model, at its end or instead of what was there before."""
+    tables = "\n\n".join(_markdown(table) for table in tables_of_one(report, number))
     versions = report.versions
     section = (
-        f"{_START}\n## Evaluation\n\n{sheets}\n\nMeasured by transmla {versions.transmla} in {report.dtype} with torch "
+        f"{_START}\n## Evaluation\n\n{tables}\n\nMeasured by transmla {versions.transmla} in {report.dtype} with torch "
         f"{versions.torch} and transformers {versions.transformers}.\n{_END}"
     )
     marked = re.compile(f"{re.escape(_START)}.*?{re.escape(_END)}", re.DOTALL)
@@ -58,29 +59,7 @@ def with_evaluation(card: str, report: EvalReport) -> str:
     return f"{card.rstrip()}\n\n{section}\n".lstrip()
 
 
-def _of_two(report: EvalReport, number: int) -> EvalReport:
-    """Return what a report says about the source and one other model."""
-
-    def chosen(records: Sequence[object]) -> tuple[object, ...]:
-        return (records[0], records[number])
-
-    # A path of this machine means nothing to others, so a folder is called by its name.
-    models = [model.model_copy(update={"name": Path(model.name).name}) for model in report.models]
-    scored = {
-        field: tuple(part.model_copy(update={"scores": chosen(part.scores)}) for part in getattr(report, field))
-        for field in ("texts", "tasks", "contexts")
-    }
-    return report.model_copy(
-        update={
-            **scored,
-            "models": chosen(models),
-            "greedy": tuple(part.model_copy(update={"scores": (part.scores[number - 1],)}) for part in report.greedy),
-            "layers": report.layers[number - 1 : number],
-        }
-    )
-
-
-def _markdown(sheet: TextTable) -> str:
-    lines = [sheet.headings, ("---", *["---:"] * (len(sheet.headings) - 1)), *sheet.rows]
+def _markdown(table: TextTable) -> str:
+    lines = [table.headings, ("---", *["---:"] * (len(table.headings) - 1)), *table.rows]
     cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"**{sheet.title}**\n\n" + "\n".join(cells)
+    return f"**{table.title}**\n\n" + "\n".join(cells)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from transmla.evaluate.report.report import TaskScore
+from transmla.evaluate.tasks.report import TaskScore
 from transmla.records import Record
 
 NUM_REPLICATES = 500
