@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transmla.evaluate.report.report import EvalReport
 
-METHODS = {"rorope": "rorope at its best FreqFold", "ours": "closed form", "ours-healed": "healed"}
+METHODS = {"rorope": "rorope at its best FreqFold", "ours": "fitted", "ours-healed": "healed"}
 
 
 def main() -> None:

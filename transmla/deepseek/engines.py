@@ -1,7 +1,7 @@
 """What each engine asks of a DeepSeek-V3 checkpoint, as data, and whether sizes fit it.
 
-Only what the engines' released code requires is here; what a test or a run has shown is said in the README. How it
-shapes the format: docs/concepts/checkpoint-format.md, "What engines require".
+Only what the engines' released code requires is here; what a test or a run has shown is in docs/results/engines.md. How
+it shapes the format: docs/concepts/checkpoint-format.md, "What engines require".
 """
 
 from collections.abc import Mapping, Sequence
