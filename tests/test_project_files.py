@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import yaml
 from packaging.version import Version
 
 import transmla
+from transmla.config.recipes import shipped_recipes
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
@@ -237,9 +242,21 @@ def test_the_changelog_keeps_its_form():
         assert len(set(kinds)) == len(kinds)
 
 
-def test_the_wheel_says_that_it_has_types():
-    assert (ROOT / "transmla" / "py.typed").is_file()
-    assert "py.typed" in pyproject()["tool"]["setuptools"]["package-data"]["transmla"]
+def test_the_wheel_has_types_and_recipes(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    for name in ("transmla", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, tmp_path)
+    build = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", "wheels"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    [wheel] = (tmp_path / "wheels").glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert "transmla/py.typed" in names
+    recipes = {f"transmla/recipes/{name}.yaml" for name in shipped_recipes()}
+    assert {name for name in names if name.endswith(".yaml")} == recipes
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "transmla").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
 
 
 def test_links_are_found():

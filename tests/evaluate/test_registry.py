@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from transmla.evaluate.parts import PARTS, Part
+from transmla.evaluate.parts import PARTS
+from transmla.evaluate.parts.base import Part
 from transmla.evaluate.report.report import EvalReport
 from transmla.evaluate.report.text_table import TextTable
 from transmla.records import Record

@@ -16,9 +16,10 @@ from transformers.utils import TransformersKwargs
 
 from tests.modeling.models import latent_model, some_ids, stepwise, watched
 from transmla.errors import UnsupportedModelError
-from transmla.modeling import absorb, expand, has_latent_attention
+from transmla.modeling import absorb, expand
 from transmla.modeling import absorbed_attention as attention
 from transmla.modeling.absorbed_attention import AbsorbedDeepseekV3Attention
+from transmla.modeling.absorption import has_latent_attention
 from transmla.modeling.kv_cache import cache_argument
 
 IDS, STEPS = some_ids(2, 30), [20] + 10 * [1]

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from transmla.bench.memory import is_out_of_memory, memory_limit, release_memory
 from transmla.bench.timing import Run
-from transmla.modeling import has_latent_attention
-from transmla.modeling.absorption import set_form
+from transmla.modeling.absorption import has_latent_attention, set_form
 from transmla.records import Form
 
 

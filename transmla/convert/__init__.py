@@ -1,1 +1,23 @@
-"""The conversion in words: sizes, plan, one layer, the target's format, the run, the card."""
+"""Conversion of a grouped-query attention checkpoint into a native DeepSeek-V3 one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transmla.config import ConvertRequest, InspectRequest
+
+if TYPE_CHECKING:
+    from transmla.convert.inspection import Inspection, inspect
+    from transmla.convert.report import ConversionReport
+    from transmla.convert.run import convert
+
+__all__ = ["ConversionReport", "ConvertRequest", "InspectRequest", "Inspection", "convert", "inspect"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and PyTorch with it, only now."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from transmla.convert import api
+
+    return getattr(api, name)

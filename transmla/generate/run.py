@@ -23,8 +23,7 @@ from transmla.generate.generation_config import read_settings
 from transmla.generate.report import GenerationReport
 from transmla.generate.sampling import listed_ids, overruled, settle_sampling
 from transmla.generate.streamer import TextPieceStreamer
-from transmla.modeling import has_latent_attention
-from transmla.modeling.absorption import set_form
+from transmla.modeling.absorption import has_latent_attention, set_form
 from transmla.modeling.kv_cache import cache_of, use_of_cache
 from transmla.modeling.load import load_model, read_config
 from transmla.records import Form

@@ -1,5 +1,5 @@
-"""What Transformers' latent attention leaves out: decoding on the latent itself."""
+"""Latent attention in loaded models: decoding on the latent itself, which stock transformers leaves out."""
 
-from transmla.modeling.absorption import absorb, expand, has_latent_attention
+from transmla.modeling.absorption import absorb, expand
 
-__all__ = ["absorb", "expand", "has_latent_attention"]
+__all__ = ["absorb", "expand"]

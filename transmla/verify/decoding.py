@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from transmla.modeling import expand, has_latent_attention
-from transmla.modeling.absorption import absorb
+from transmla.modeling import expand
+from transmla.modeling.absorption import absorb, has_latent_attention
 from transmla.modeling.kv_cache import cache_argument
 from transmla.records import Record
 
