@@ -30,7 +30,7 @@ FLOORS = (
 # Stricter than the floors.
 MAY_ONLY_IMPORT = {
     "arch": {"config", "errors"},
-    "checkpoint": {"config", "progress", "errors"},
+    "checkpoint": {"config", "progress", "records", "errors"},
     "deepseek": {"config", "linalg", "arch", "errors"},
     "modeling": {"linalg", "deepseek", "data", "arch", "checkpoint", "config", "records", "errors"},
     "config": {"errors", "old_names"},

@@ -32,6 +32,7 @@ VALUES: Mapping[str, Mapping[str, Mapping[str, str]]] = MappingProxyType(
         "ConvertRequest": {**_METHOD, "latent_norm": {"live": "fitted"}, "biases": {"fold": "merge"}},
         "FinetuneRequest": {"latent_norm": {"live": "fitted"}},
         "PlanSummary": _METHOD,
+        "BenchModel": _FORM,
         "BenchCell": _FORM,
         "GenerationReport": _FORM,
     }

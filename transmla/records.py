@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from transmla.old_names import renamed
 
+FORMAT_VERSION = 2
+"""Of the reports that are written. 1 is that of 0.1.0, which wrote no version: its names are in
+:mod:`transmla.old_names`."""
+
 Form = Literal["expanded", "absorbed"]
 """How latent attention runs: expanded, as stock transformers has it, or absorbed, on the cached latent itself."""
 

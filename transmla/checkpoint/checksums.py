@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, REPORT_FILE
-from transmla.checkpoint.safe_paths import check_inside, read_json
+from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, REPORT_FILE, read_report
+from transmla.checkpoint.safe_paths import check_inside
 from transmla.errors import CheckpointError
 from transmla.progress import Progress, Silent
 
@@ -55,7 +55,7 @@ def recorded_checksums(folder: Path) -> dict[str, str] | None:
     """
     for name in (FINETUNE_REPORT_FILE, REPORT_FILE):
         if (folder / name).is_file():
-            recorded = read_json(folder, name).get("checksums")
+            recorded = read_report(folder, name).get("checksums")
             if recorded is None:
                 return None
             if not isinstance(recorded, dict) or not all(isinstance(value, str) for value in recorded.values()):

@@ -6,8 +6,11 @@ import json
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from transmla.checkpoint.safe_paths import check_inside, read_json
+from transmla.errors import CheckpointError
+from transmla.records import FORMAT_VERSION
 
 TOKENIZER_FILES = (
     "generation_config.json",
@@ -69,3 +72,19 @@ def _copy(path: Path, target: Path) -> None:
             target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             return
     shutil.copyfile(path, target)
+
+
+def read_report(folder: Path, name: str) -> dict[str, Any]:
+    """Read the report of a conversion or a training.
+
+    Raises:
+        CheckpointError: absent, not a JSON object, or of a format that a newer transmla writes.
+    """
+    report = read_json(folder, name)
+    written = report.get("format_version", 1)
+    if not isinstance(written, int) or written > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder / name} has format_version {written!r:.20}, and this transmla reads up to {FORMAT_VERSION}: "
+            "upgrade transmla."
+        )
+    return report

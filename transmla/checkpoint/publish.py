@@ -15,6 +15,7 @@ import fcntl
 import os
 import reprlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -84,7 +85,15 @@ class Staging:
         resumed: Whether finished work of an interrupted run was found, and its files kept.
     """
 
-    def __init__(self, output_dir: Path, *, identity: Identity, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        *,
+        identity: Identity,
+        resume: bool = False,
+        overwrite: bool = False,
+        renamed: Callable[[Identity | None], Identity | None] | None = None,
+    ) -> None:
         """Create the staging folder, or take up one that an interrupted run has left.
 
         Args:
@@ -93,6 +102,7 @@ class Staging:
                 name, plain enough for JSON, of which those that differ are then named.
             resume: Keep the finished work of an interrupted run; otherwise it is deleted.
             overwrite: Replace an output that exists when publishing.
+            renamed: Gives what an earlier release noted as identity the names of this one.
 
         Raises:
             BusyError: another process is writing the same output.
@@ -108,10 +118,11 @@ class Staging:
             self._restore_replaced()
             self.journal = Journal(self._root / "journal.jsonl", check=self.check)
             self.resumed = resume and bool(self.journal.entries) and self.folder.is_dir()
-            if self.resumed and self.journal.identity != identity:
+            before = self.journal.identity if renamed is None else renamed(self.journal.identity)
+            if self.resumed and before != identity:
                 os.close(self._lock)
                 raise OutputError(
-                    f"The interrupted run in {self._root} had {_differences(self.journal.identity, identity)}: repeat "
+                    f"The interrupted run in {self._root} had {_differences(before, identity)}: repeat "
                     "those, or start anew without --resume."
                 )
             if not self.resumed:
@@ -207,6 +218,8 @@ class Staging:
 
 def _differences(old: Identity | None, new: Identity) -> str:
     """Say what an interrupted run had and this one has not."""
+    if isinstance(new, dict) and not isinstance(old, dict):
+        return "been begun by an earlier version of transmla"
     if not isinstance(old, dict) or not isinstance(new, dict):
         return "another source, text or settings"
     names = [name for name in old | new if name not in old or name not in new or old[name] != new[name]]

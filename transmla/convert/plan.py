@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-import transmla
 from transmla.arch.experts import DOWN, GATE_UP, Expert, ExpertNames, is_expert, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec
@@ -40,6 +38,7 @@ from transmla.deepseek.neutral_norm import NORMS, NeutralNorm, residual_scale
 from transmla.deepseek.sizes import MLASizes
 from transmla.device import choose_device
 from transmla.errors import CheckpointError, OutputError, UsageError
+from transmla.versions import loaded_versions
 
 # A share of the cache that differs by less is what was asked for.
 _AS_ASKED = 0.01
@@ -209,21 +208,23 @@ class ConversionPlan:
             weight = weight.to(self.device, torch.float32) * self.residual
         return weight.to(self.dtype)
 
-    def identity(self, windows: Tensor | None) -> str:
-        """Digest all that decides the output's bytes, so that only a run of the same work is resumed."""
+    def identity(self, windows: Tensor | None) -> dict[str, Any]:
+        """Return all that decides the output's bytes, by names that people know: only the same work is resumed."""
         request = self.request.model_dump(mode="json", exclude={"output_dir", "token"})
         headers = {name: (h.file, list(h.shape), str(h.dtype)) for name, h in sorted(self.reader.headers.items())}
         files = sorted({"config.json", *(header.file for header in self.reader.headers.values())})
         stamps = {name: file_stamp(self.source.folder / name) for name in files}
-        versions = [library.__version__ for library in (transmla, torch, transformers)]
-        parts = [versions, self.device.type, request, headers, stamps, self.config]
-        digest = hashlib.sha256(json.dumps(parts).encode())
-        if windows is not None:
-            digest.update(windows.numpy().tobytes())
-        return digest.hexdigest()
+        return {
+            **{name: f"{version}" for name, version in loaded_versions()},
+            "kind of device": self.device.type,
+            **{ConvertRequest.spell(field): value for field, value in request.items()},
+            "files of the source": _digest(json.dumps([headers, stamps]).encode()),
+            "config of the result": _digest(json.dumps(self.config).encode()),
+            "calibration windows": None if windows is None else _digest(windows.numpy().tobytes()),
+        }
 
-    def is_unchanged(self, identity: str, windows: Tensor | None) -> bool:
-        """Say whether the files of the source are still those of an earlier ``identity``."""
+    def is_unchanged(self, identity: dict[str, Any], windows: Tensor | None) -> bool:
+        """Return whether the files of the source are still those of an earlier ``identity``."""
         try:
             return self.identity(windows) == identity
         except CheckpointError:
@@ -322,6 +323,10 @@ class ConversionPlan:
             self.check_space()
         except OutputError as error:
             yield str(error)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:

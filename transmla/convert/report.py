@@ -50,9 +50,11 @@ class ConversionReport(Record):
     """Everything one needs to know where a checkpoint comes from.
 
     Attributes:
+        format_version: of the report; 1 where none is written.
         checksums: SHA-256 of every weight file; none where an older version wrote them.
     """
 
+    format_version: int = 1
     plan: PlanSummary
     source_revision: str | None
     calibration: CalibrationReport | None

@@ -27,6 +27,7 @@ from transmla.data.tokens import check_known, text_start
 from transmla.device import trim_memory
 from transmla.errors import CheckpointError, DataError
 from transmla.progress import Progress, Silent, say_nothing
+from transmla.records import FORMAT_VERSION
 from transmla.versions import loaded_versions
 
 
@@ -79,6 +80,7 @@ def convert(
                 "of two models; convert again when it is complete."
             )
         report = ConversionReport(
+            format_version=FORMAT_VERSION,
             plan=plan.summary,
             source_revision=plan.source.revision,
             calibration=_calibration_report(plan, windows),

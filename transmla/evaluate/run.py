@@ -23,13 +23,13 @@ from transmla.errors import UsageError
 from transmla.evaluate.lazy_model import LazyModel
 from transmla.evaluate.parts import PARTS
 from transmla.evaluate.parts.base import Part, Setting
-from transmla.evaluate.report.report import FORMAT_VERSION, EvalReport
+from transmla.evaluate.report.report import EvalReport
 from transmla.evaluate.result_cache import ResultCache, open_result_cache
 from transmla.evaluate.windows import ScoredWindows, read_windows
 from transmla.modeling.compare import check_comparable, find_models, told_of_vocabularies
 from transmla.modeling.load import read_config
 from transmla.progress import Progress, Silent, say_nothing
-from transmla.records import Record
+from transmla.records import FORMAT_VERSION, Record
 from transmla.versions import loaded_versions
 
 # Parts that need a text besides.

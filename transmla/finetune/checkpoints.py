@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from transmla.checkpoint.model_files import RECIPE_FILE, REPORT_FILE, copy_model_files
+from transmla.checkpoint.model_files import RECIPE_FILE, REPORT_FILE, copy_model_files, read_report
 from transmla.checkpoint.reader import CheckpointReader
-from transmla.checkpoint.safe_paths import read_json
 from transmla.checkpoint.shards import TensorPlan, plan_shards
 from transmla.checkpoint.source import Source
 from transmla.checkpoint.writer import CheckpointWriter
@@ -89,7 +88,7 @@ class NativeWriter:
                 shutil.copyfile(path, folder / name)
         if (self._converted.folder / REPORT_FILE).is_file():
             # What it says of the weight files was said of others.
-            report = read_json(self._converted.folder, REPORT_FILE) | {"checksums": None}
+            report = read_report(self._converted.folder, REPORT_FILE) | {"checksums": None}
             (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -20,6 +20,7 @@ from transmla.finetune.adapters import check_peft
 from transmla.finetune.data.datasets import Data, load_data
 from transmla.finetune.sources import open_checkpoint, open_teacher
 from transmla.modeling.load import is_quantizable, read_config
+from transmla.old_names import renamed
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ class Prepared:
             "number of processes": arguments.world_size,
             "bfloat16": arguments.bf16,
         }
+
+
+def renamed_facts(identity: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """Give the facts that an interrupted run of an earlier release noted the names and words of this one."""
+    if not isinstance(identity, dict):
+        return identity
+    fields = {FinetuneRequest.spell(field): field for field in FinetuneRequest.model_fields}
+    asked = renamed("FinetuneRequest", {fields.get(name, name): value for name, value in identity.items()})
+    return {FinetuneRequest.spell(name) if name in fields.values() else name: value for name, value in asked.items()}
 
 
 def _stamps(datasets: Iterable[str]) -> dict[str, str]:

@@ -92,6 +92,7 @@ class FinetuneReport(Record):
     """Everything one needs to know where a trained checkpoint comes from.
 
     Attributes:
+        format_version: of the report; 1 where none is written.
         num_shared_tokens: what the teacher has taught over, where that is not every token of both models.
         best_step: the step whose weights were published: least loss on what is held out.
         sha256: of the tokens of the data.
@@ -100,6 +101,7 @@ class FinetuneReport(Record):
         checksums: SHA-256 of every weight file; none where an older version wrote them.
     """
 
+    format_version: int = 1
     checkpoint: str
     teacher: str | None
     num_parameters: int

@@ -21,7 +21,7 @@ from transmla.errors import TransMLAError
 from transmla.finetune.arguments import training_arguments
 from transmla.finetune.checkpoints import TRAINING_FOLDER
 from transmla.finetune.model_card import publish_texts
-from transmla.finetune.prepare import prepare
+from transmla.finetune.prepare import prepare, renamed_facts
 from transmla.finetune.report import FinetuneReport
 from transmla.finetune.setup import Training
 from transmla.finetune.trainer import CHECKPOINT, ReportingCallback, steps_saved
@@ -68,7 +68,9 @@ def finetune(
             identity = prepared.identity(arguments)
             try:
                 staging = stack.enter_context(
-                    Staging(request.output_dir, identity=identity, resume=resume, overwrite=overwrite)
+                    Staging(
+                        request.output_dir, identity=identity, resume=resume, overwrite=overwrite, renamed=renamed_facts
+                    )
                 )
                 last = max(steps_saved(work), default=None)
                 note = staging.journal.append

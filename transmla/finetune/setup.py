@@ -37,6 +37,7 @@ from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, TeacherSignal
 from transmla.modeling.load import load_model
 from transmla.modeling.reparametrize import reparametrize
 from transmla.progress import Progress
+from transmla.records import FORMAT_VERSION
 from transmla.versions import loaded_versions
 
 _CE_WEIGHT = 0.1
@@ -177,6 +178,7 @@ class Training:
         heldout, training = points_of(state.log_history)
         train = prepared.data.train
         return FinetuneReport(
+            format_version=FORMAT_VERSION,
             checkpoint=prepared.converted.name,
             teacher=prepared.teacher.name if prepared.teacher else None,
             num_shared_tokens=None if prepared.shared is None else len(prepared.shared),

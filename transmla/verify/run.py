@@ -17,9 +17,8 @@ from transmla.arch.families import FAMILIES
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.weight_names import check_layers, left_over, stored_shapes
 from transmla.checkpoint.checksums import recorded_checksums, weight_checksums
-from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, RECIPE_FILE, REPORT_FILE
+from transmla.checkpoint.model_files import FINETUNE_REPORT_FILE, RECIPE_FILE, REPORT_FILE, read_report
 from transmla.checkpoint.reader import CheckpointReader
-from transmla.checkpoint.safe_paths import read_json
 from transmla.checkpoint.source import Source, open_source
 from transmla.config import VerifyRequest
 from transmla.config.request import read_recipe
@@ -209,7 +208,7 @@ class _Run:
         folder = self._source.folder
         if (folder / FINETUNE_REPORT_FILE).is_file() or not (folder / REPORT_FILE).is_file():
             return None
-        plan = read_json(folder, REPORT_FILE).get("plan")
+        plan = read_report(folder, REPORT_FILE).get("plan")
         if not isinstance(plan, Mapping) or plan.get("method") != "exact":
             return None
         return SAME.get(str(plan.get("dtype")).removeprefix("torch."))

@@ -9,10 +9,7 @@ from pydantic import ConfigDict, model_validator
 from transmla.evaluate.parts import PARTS
 from transmla.evaluate.parts.cost import ModelReport
 from transmla.evaluate.report.text_table import Shown, short_names
-from transmla.records import Record, Versions
-
-FORMAT_VERSION = 2
-"""Of the report; 1, where none is written, left out the source's entry where it makes no sense."""
+from transmla.records import FORMAT_VERSION, Record, Versions
 
 
 class EvalReport(Record):
