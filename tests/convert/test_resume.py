@@ -178,9 +178,8 @@ def test_resuming_wants_the_same_settings_text_and_source(cli, source, flags, ou
     ):
         result = cli("convert", *arguments, "--resume")
         assert result.exit_code == 1
-        assert re.search(
-            rf" had .*{re.escape(difference)}.*: repeat those, or start anew without --resume", result.stderr
-        )
+        expected = rf" had .*{re.escape(difference)}.*: repeat those, or start anew without --resume"
+        assert re.search(expected, result.stderr)
         assert result.stderr.count("\n") == 1
         assert not output.exists()
     assert staged(output) == before

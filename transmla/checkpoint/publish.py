@@ -121,10 +121,7 @@ class Staging:
             before = self.journal.identity if renamed is None else renamed(self.journal.identity)
             if self.resumed and before != identity:
                 os.close(self._lock)
-                raise OutputError(
-                    f"The interrupted run in {self._root} had {_differences(before, identity)}: repeat "
-                    "those, or start anew without --resume."
-                )
+                raise OutputError(f"The interrupted run in {self._root} {_differences(before, identity)}.")
             if not self.resumed:
                 for folder in (self.folder, self.work):
                     shutil.rmtree(folder, ignore_errors=True)
@@ -217,13 +214,14 @@ class Staging:
 
 
 def _differences(old: Identity | None, new: Identity) -> str:
-    """Say what an interrupted run had and this one has not."""
+    """Return what an interrupted run had and this one has not, and what to do."""
     if isinstance(new, dict) and not isinstance(old, dict):
-        return "been begun by an earlier version of transmla"
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return "another source, text or settings"
-    names = [name for name in old | new if name not in old or name not in new or old[name] != new[name]]
-    return ", ".join(f"{name} {reprlib.repr(old.get(name))} (now {reprlib.repr(new.get(name))})" for name in names)
+        return "was begun by an earlier version of transmla: start anew without --resume"
+    had = "another source, text or settings"
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [name for name in old | new if name not in old or name not in new or old[name] != new[name]]
+        had = ", ".join(f"{name} {reprlib.repr(old.get(name))} (now {reprlib.repr(new.get(name))})" for name in names)
+    return f"had {had}: repeat those, or start anew without --resume"
 
 
 def _nearest_existing(path: Path) -> Path:
