@@ -25,6 +25,7 @@ from transmla.arch.experts import Expert
 from transmla.convert.fit.routing import RouterInputs
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
+from transmla.convert.source_layers import read_layer
 from transmla.errors import UnsupportedModelError, UsageError
 
 SIZES = {"kv_lora_rank": 44, "qk_rope_head_dim": 16}
@@ -111,7 +112,7 @@ def test_one_expert_is_in_memory_at_a_time(calibration_text, tmp_path, monkeypat
 
     monkeypatch.setattr(Expert, "__init__", watched)
     plan = plan_conversion(asked(source, tmp_path / "out", calibration_text, **SIZES))
-    assert not any("experts" in name for name in plan.read_layer(0))
+    assert not any("experts" in name for name in read_layer(plan, 0))
     convert(asked(source, tmp_path / "out", calibration_text, **SIZES))
     # Read once a layer, and cast once for both streams in all layers but the last.
     experts = plan.spec.mixture.num_experts

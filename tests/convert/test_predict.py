@@ -8,7 +8,9 @@ import yaml
 from tests.convert.examples import make_request, make_spec
 from tests.convert.models import asked, load_tensors
 from tests.factory import tiny_checkpoint
+from transmla.checkpoint import reader
 from transmla.config import ConvertRequest
+from transmla.convert import plan as planning
 from transmla.convert.run import convert, prepare
 from transmla.convert.sizes import candidate_splits, choose_sizes
 
@@ -70,3 +72,16 @@ def test_without_a_prediction_the_plain_rule_decides(choices, source, tmp_path, 
     plan, _ = prepare(asked(source, tmp_path / "out", calibration_text, kv_ratio=0.5, **choices))
     assert plan.predictions == ()
     assert plan.sizes == choose_sizes(plan.request, plan.spec)
+
+
+def test_a_source_is_opened_once_however_many_sizes_are_compared(source, tmp_path, calibration_text, monkeypatch):
+    opened = []
+    for module, name in ((planning, "open_model"), (planning, "fetch_weights"), (reader, "_read_all_headers")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=real, **k: (opened.append(n), f(*a, **k))[1])
+    plan, _ = prepare(asked(source, tmp_path / "out", calibration_text, kv_ratio=0.5))
+    assert len(plan.predictions) > 1
+    compared = list(opened)
+    opened.clear()
+    prepare(asked(source, tmp_path / "out", calibration_text, kv_lora_rank=24, qk_rope_head_dim=8))
+    assert compared == opened

@@ -225,17 +225,22 @@ class ConvertedStream(ResidualStream):
 def add_experts(streams: Sequence[ResidualStream], experts: Iterable[Expert]) -> None:
     """Add the experts of the layer that ``streams`` have just passed, as they come: one is in memory at a time.
 
-    The streams, alike in device and type, may be none: then the experts are only asked for.
+    The streams are alike in device and type.
     """
     for expert in experts:
-        if streams:
-            expert = streams[0].lend(expert)
-        for stream in streams:
-            stream.add_expert(expert)
+        add_expert(streams, expert)
         # Before the next one is read, not after.
         del expert
     for stream in streams:
         stream.forget_choices()
+
+
+def add_expert(streams: Sequence[ResidualStream], expert: Expert) -> None:
+    """Add one expert of the layer that ``streams``, alike in device and type, have just passed."""
+    if streams:
+        expert = streams[0].lend(expert)
+    for stream in streams:
+        stream.add_expert(expert)
 
 
 def _products_in(dtype: torch.dtype, like: Tensor) -> torch.autocast:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transmla.arch.experts import ROUTER, Expert, ExpertNames, is_expert
 from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
-from transmla.calibration.stream import Attended, add_experts
+from transmla.calibration.stream import Attended, add_expert
 from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
 from transmla.convert.fit.heal import heal_layer
 from transmla.convert.fit.latent_norm import live_norm
@@ -23,6 +23,7 @@ from transmla.convert.latent_attention import LatentAttention
 from transmla.convert.methods.queries import compress_queries, split_queries
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.report import LayerReport
+from transmla.convert.source_layers import as_stored, attention_weights, read_experts, read_layer, source_stream
 from transmla.deepseek.names import ATTENTION, ZEROS, layer_prefix
 from transmla.device import trim_memory
 
@@ -73,13 +74,13 @@ class LayerConverter:
         self._frequencies = plan.slot_frequencies
         self._stream = self._converted = None
         if windows is not None:
-            self._stream = plan.source_stream(windows)
+            self._stream = source_stream(plan, windows)
             self._converted = self._stream.fork() if plan.method.learns_on_converted else None
 
     def skip(self, index: int, stored: dict[str, Tensor]) -> None:
         """Send the residual streams through a layer that has been converted before."""
         assert self._stream is not None
-        with self._stream.layer(index, self._plan.read_layer(index)) as layer:
+        with self._stream.layer(index, read_layer(self._plan, index)) as layer:
             # In the batches of `_observe`: the last bits of a product depend on how many rows it has.
             for rows in (self._fit, self._heldout):
                 for _ in self._stream.advance(layer, rows):
@@ -90,9 +91,9 @@ class LayerConverter:
 
     def convert(self, index: int, write: Write) -> LayerReport:
         """Convert one layer and move the residual streams past it."""
-        source = self._plan.read_layer(index)
+        source = read_layer(self._plan, index)
         if self._stream is None:
-            weights = self._plan.attention_weights(source)
+            weights = attention_weights(self._plan, source)
             moments = (
                 Moments.from_weights(weights, window=self._plan.request.window)
                 if self._plan.method.needs_moments
@@ -102,7 +103,7 @@ class LayerConverter:
             write(self._finish(index, source, attention, moments))
             return LayerReport(layer=index, freq_fold=fold)
         with self._stream.layer(index, source) as layer:
-            weights = self._plan.attention_weights(source, layer, source=self._stream, inputs=self._converted)
+            weights = attention_weights(self._plan, source, layer, source=self._stream, inputs=self._converted)
             routing = self._routing()
             moments, fit, heldout = self._observe(layer, weights, routing)
             attention, fold = self._convert_attention(weights, moments)
@@ -123,25 +124,28 @@ class LayerConverter:
         return LayerReport(layer=index, freq_fold=fold, **errors)
 
     def _pass_experts(self, index: int, write: Write | None = None) -> None:
-        """Move the residual streams past a layer's experts, and write these on the way."""
-        streams = () if self._is_last(index) else (self._stream, self._converted)
-        add_experts([stream for stream in streams if stream is not None], self._written_experts(index, write))
+        """Read a layer's experts one by one, write each, and move the residual streams past it."""
+        found = () if self._is_last(index) else (self._stream, self._converted)
+        streams = [stream for stream in found if stream is not None]
+        for expert in read_experts(self._plan, index):
+            if write is not None:
+                write(self._stored_expert(index, expert))
+            add_expert(streams, expert)
+            # Before the next one is read, not after.
+            del expert
+        for stream in streams:
+            stream.forget_choices()
 
     def _is_last(self, index: int) -> bool:
         """Say whether nothing reads what comes out of a layer."""
         return index + 1 == self._plan.spec.num_hidden_layers
 
-    def _written_experts(self, index: int, write: Write | None) -> Iterator[Expert]:
+    def _stored_expert(self, index: int, expert: Expert) -> dict[str, Tensor]:
         names, prefix = ExpertNames(), layer_prefix(index)
-        for expert in self._plan.experts(index):
-            if write is not None:
-                matrices = {names.gate: expert.gate, names.up: expert.up, names.down: expert.down}
-                stored = {name: self._plan.stored(name, matrix) for name, matrix in matrices.items()}
-                write({prefix + name.format(expert.index): matrix for name, matrix in stored.items()})
-                del matrices, stored
-            yield expert
-            # Before the next one is read, not after.
-            del expert
+        matrices = {names.gate: expert.gate, names.up: expert.up, names.down: expert.down}
+        return {
+            prefix + name.format(expert.index): as_stored(self._plan, name, matrix) for name, matrix in matrices.items()
+        }
 
     def _routing(self) -> RouterInputs | None:
         plan = self._plan
@@ -253,7 +257,7 @@ class LayerConverter:
             elif local.startswith(ZEROS):
                 tensors[planned.name] = torch.zeros(planned.shape, dtype=plan.dtype)
             elif not is_expert(local):
-                tensors[planned.name] = plan.stored(local, source[local])
+                tensors[planned.name] = as_stored(plan, local, source[local])
         return tensors
 
     def _input_bound(self, norm: Tensor) -> float:

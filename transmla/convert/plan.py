@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import PretrainedConfig
+from jaxtyping import Float
+from torch import Tensor
 
-from transmla.arch.experts import DOWN, GATE_UP, Expert, ExpertNames, is_expert, unpacked_shapes
+from transmla.arch.experts import ExpertNames, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import AttentionSpec
-from transmla.arch.weight_names import as_class_names, left_over
-from transmla.calibration.linearize import PROJECTIONS, nearest_linear, token_costs
-from transmla.calibration.moments import AttentionWeights
-from transmla.calibration.stream import ResidualStream, SourceStream
+from transmla.arch.weight_names import left_over
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.shards import ShardPlan, TensorPlan, plan_shards
@@ -27,9 +23,10 @@ from transmla.config import ConvertRequest
 from transmla.convert.memory_estimate import LIBRARIES, Footprint
 from transmla.convert.methods import find_method
 from transmla.convert.methods.base import LayerGoal, Method
-from transmla.convert.opened import fetch_weights, open_model
+from transmla.convert.opened import OpenedSource, fetch_weights, open_model
 from transmla.convert.settle import settle
 from transmla.convert.summary import PlanSummary, Prediction
+from transmla.convert.validate import Choices
 from transmla.data.documents import Reading
 from transmla.deepseek.config import load_target, target_config, target_frequencies
 from transmla.deepseek.engines import ENGINES, dictating, engines_for
@@ -49,7 +46,8 @@ class ConversionPlan:
     """A conversion that is known to be possible.
 
     Attributes:
-        source_shapes: what the source's checkpoint holds.
+        opened: the source.
+        spec: of its attention, with what the target keeps.
         method: with its options.
         folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
         residual: factor on everything that is added to the residual stream.
@@ -59,12 +57,9 @@ class ConversionPlan:
     """
 
     request: ConvertRequest
-    source: Source
-    source_config: PretrainedConfig
+    opened: OpenedSource
     spec: AttentionSpec
-    skeleton: Skeleton
     reader: CheckpointReader
-    source_shapes: Mapping[str, torch.Size]
     device: torch.device
     method: Method
     sizes: MLASizes
@@ -76,6 +71,29 @@ class ConversionPlan:
     shards: tuple[ShardPlan, ...]
     predictions: tuple[Prediction, ...] = ()
     readings: tuple[Reading, ...] = ()
+
+    @property
+    def source(self) -> Source:
+        """Where the source is."""
+        return self.opened.source
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """The source without weights."""
+        return self.opened.skeleton
+
+    @property
+    def source_shapes(self) -> Mapping[str, torch.Size]:
+        """What the source's checkpoint holds."""
+        return self.opened.shapes
+
+    def at(self, request: ConvertRequest) -> "ConversionPlan":
+        """Return the plan of another request for the same source, which stays open.
+
+        Raises:
+            TransMLAError: it cannot be carried out.
+        """
+        return _planned(request, self.opened, self.reader, self.device, _settled(request, self.opened))
 
     @property
     def needs_text(self) -> bool:
@@ -91,88 +109,6 @@ class ConversionPlan:
     def live(self) -> bool:
         """Whether the latent norm is a real one."""
         return self.request.latent_norm == "fitted"
-
-    def read_layer(self, index: int) -> dict[str, Tensor]:
-        """Read a source layer but for its experts, in its storage type, named as in transformers and relative to it."""
-        prefix = self.spec.layer_prefix(index)
-        names = [name for name in self.source_shapes if name.startswith(prefix) and not is_expert(name)]
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in self.reader.read(names).items()}
-        shapes = {name.removeprefix(prefix): shape for name, shape in self.skeleton.shapes.items()}
-        return as_class_names(tensors, self.spec.family, shapes)
-
-    def experts(self, index: int) -> Iterator[Expert]:
-        """Read the experts of a source layer one by one, in their storage type, stored singly or packed."""
-        prefix, names, mixture = self.spec.layer_prefix(index), self.spec.family.experts, self.spec.mixture
-        if names is None or mixture is None:
-            return
-        for number in range(mixture.num_experts):
-            if prefix + DOWN in self.source_shapes:
-                gate, up = self.reader.read_part(prefix + GATE_UP, number).chunk(2)
-                expert = Expert(number, gate, up, self.reader.read_part(prefix + DOWN, number))
-                del gate, up
-            else:
-                own = (prefix + name.format(number) for name in (names.gate, names.up, names.down))
-                expert = Expert(number, *self.reader.read(own).values())
-            yield expert
-            # Before the next one is read, not after.
-            del expert
-
-    def attention_weights(
-        self,
-        tensors: Mapping[str, Tensor],
-        layer: nn.Module | None = None,
-        *,
-        source: SourceStream | None = None,
-        inputs: ResidualStream | None = None,
-    ) -> AttentionWeights:
-        """Take the attention of a source layer, in float32 on the device.
-
-        Args:
-            tensors: of the layer, as they were read.
-            layer: the layer itself, and
-            source: the stream in front of it, and
-            inputs: the stream that the converted layer will meet: what is not linear is fitted on its first windows.
-        """
-        spec = self.spec
-
-        def tensor(name: str, kind: str) -> Tensor:
-            return tensors[f"{spec.family.attention}.{name}.{kind}"].to(self.device, torch.float32)
-
-        weights = {name: tensor(name, "weight") for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
-        output_bias = None
-        if spec.biased:
-            # Attention shares out one in all, so what every value has in common is put out whatever it does.
-            shared = tensor("v_proj", "bias").unflatten(0, (spec.num_key_value_heads, 1, spec.head_dim))
-            output_bias = weights["o_proj"] @ shared.expand(-1, spec.num_key_value_groups, -1).flatten()
-            if "o_proj" in spec.biases:
-                output_bias = output_bias + tensor("o_proj", "bias")
-            for name in ("q_proj", "k_proj"):
-                weights[name] = torch.cat([weights[name], tensor(name, "bias").unsqueeze(1)], dim=1)
-            weights["v_proj"] = nn.functional.pad(weights["v_proj"], (0, 1))
-        if names := sorted(spec.nonlinear):
-            assert layer is not None, "without text such a source is refused"
-            assert source is not None, "without text such a source is refused"
-            fit = slice(0, self.request.num_windows)
-            gram = AttentionWeights.from_projections(spec, **weights).output_gram
-            costs = token_costs(spec, source.projected(layer, fit, PROJECTIONS), gram)
-            seen = (inputs or source).projected(layer, fit, names)
-            projections = {name: weights[name] for name in names}
-            weights |= nearest_linear(seen, costs, projections, ridge=self.method.options.linear_ridge)
-        weights["q_proj"] = weights["q_proj"] * spec.logit_scale
-        return AttentionWeights.from_projections(spec, **weights, output_bias=output_bias)
-
-    def source_stream(self, windows: Int[Tensor, "windows tokens"]) -> SourceStream:
-        """Return the source's residual stream in front of the first layer."""
-        embedding = self.spec.family.embedding
-        return SourceStream(
-            self.skeleton,
-            self.spec,
-            self.reader.read([embedding])[embedding],
-            windows,
-            device=self.device,
-            dtype=getattr(torch, self.request.compute_dtype),
-            batch_size=self.request.batch_size,
-        )
 
     @property
     def slot_frequencies(self) -> Float[Tensor, " slot"]:
@@ -200,13 +136,6 @@ class ConversionPlan:
     def outer_tensors(self) -> list[TensorPlan]:
         """Return the target's tensors outside the decoder layers."""
         return [t for shard in self.shards for t in shard.tensors if not t.name.startswith(LAYERS)]
-
-    def stored(self, name: str, weight: Tensor) -> Tensor:
-        """Cast a copied weight to the storage type, once; scaled first if it writes to the residual stream."""
-        residual = name.endswith((*self.spec.family.residual_writers, self.spec.family.embedding))
-        if residual and self.residual != 1:
-            weight = weight.to(self.device, torch.float32) * self.residual
-        return weight.to(self.dtype)
 
     def identity(self, windows: Tensor | None) -> dict[str, Any]:
         """Return all that decides the output's bytes, by names that people know: only the same work is resumed."""
@@ -325,10 +254,6 @@ class ConversionPlan:
             yield str(error)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:
     """Open the source and settle everything but the numbers.
 
@@ -341,22 +266,29 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
     device = choose_device(request.device)
     if device.type == "mps":
         raise UsageError("The mps device has no float64, which the moments need: pass --device cpu.")
-    choices = settle(request, opened.spec, stored=opened.headers[opened.spec.family.embedding].dtype)
+    choices = _settled(request, opened)
     opened, reader = fetch_weights(opened, token=request.token)
+    return _planned(request, opened, reader, device, choices)
+
+
+def _settled(request: ConvertRequest, opened: OpenedSource) -> Choices:
+    return settle(request, opened.spec, stored=opened.headers[opened.spec.family.embedding].dtype)
+
+
+def _planned(
+    request: ConvertRequest, opened: OpenedSource, reader: CheckpointReader, device: torch.device, choices: Choices
+) -> ConversionPlan:
+    """Plan a conversion of what is open."""
     spec, sizes, dtype, norm = choices.spec, choices.sizes, choices.dtype, NORMS[request.profile]
     config = target_config(opened.config, spec, sizes, norm, dtype=dtype, exact=request.exact)
     # The stock class itself says which tensors a checkpoint of this config has.
     shapes = unpacked_shapes(Skeleton(load_target(config)).shapes, ExpertNames())
     tensors = [TensorPlan(name, tuple(shape), dtype) for name, shape in shapes.items()]
-    shards = plan_shards(tensors, max_shard_size=request.max_shard_size)
     return ConversionPlan(
         request=request,
-        source=opened.source,
-        source_config=opened.config,
+        opened=opened,
         spec=spec,
-        skeleton=opened.skeleton,
         reader=reader,
-        source_shapes=opened.shapes,
         device=device,
         method=choices.method,
         sizes=sizes,
@@ -365,5 +297,9 @@ def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> Conv
         residual=residual_scale(spec.rms_norm_eps, norm),
         dtype=dtype,
         config=config,
-        shards=shards,
+        shards=plan_shards(tensors, max_shard_size=request.max_shard_size),
     )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

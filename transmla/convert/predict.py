@@ -14,6 +14,7 @@ from transmla.calibration.moments import MomentSums
 from transmla.calibration.stream import add_experts
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.sizes import PREDICTION_WINDOWS, freq_folds
+from transmla.convert.source_layers import attention_weights, read_experts, read_layer, source_stream
 from transmla.convert.summary import Prediction
 from transmla.deepseek.sizes import MLASizes
 from transmla.device import trim_memory
@@ -29,21 +30,21 @@ def predict_splits(
 ) -> tuple[Prediction, ...]:
     """Predict the error of each split, all of them on the first windows; the least first."""
     windows = windows[:PREDICTION_WINDOWS]
-    stream = plan.source_stream(windows)
+    stream = source_stream(plan, windows)
     totals = dict.fromkeys(splits, 0.0)
     goals = {split: plan.layer_goal(split, _folds(plan, split)) for split in splits}
     with (progress or Silent()).task("Comparing sizes", plan.spec.num_hidden_layers) as advance:
         for index in range(plan.spec.num_hidden_layers):
             trim_memory()
-            tensors = plan.read_layer(index)
+            tensors = read_layer(plan, index)
             residual = 0.0
             with stream.layer(index, tensors) as layer:
-                weights = plan.attention_weights(tensors, layer, source=stream)
+                weights = attention_weights(plan, tensors, layer, source=stream)
                 sums = MomentSums(weights, plan.spec, tokens=windows.shape[1])
                 for attended in stream.advance(layer, slice(None)):
                     sums.add(attended)
                     residual += attended.residual.float().square().sum().item() / windows.numel()
-            add_experts([stream], plan.experts(index))
+            add_experts([stream], read_experts(plan, index))
             moments = sums.finish()
             for split, goal in goals.items():
                 # Rounding may take the cost of a cache that loses nothing below zero.

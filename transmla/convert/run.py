@@ -21,6 +21,7 @@ from transmla.convert.plan import ConversionPlan, plan_conversion
 from transmla.convert.predict import predict_splits
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
+from transmla.convert.source_layers import as_stored
 from transmla.data.documents import Documents, Reading, with_text
 from transmla.data.text import load_tokenizer, mixed_windows
 from transmla.data.tokens import check_known, text_start
@@ -134,7 +135,7 @@ def prepare(
     if len(splits) > 1:
         # From here on the sizes are as though they had been given: the recipe repeats the result without the search.
         best = predictions[0].model_dump(include={"kv_lora_rank", "qk_rope_head_dim"})
-        plan = plan_conversion(request.model_copy(update={"kv_ratio": None, **best}), overwrite=overwrite)
+        plan = plan.at(request.model_copy(update={"kv_ratio": None, **best}))
     return replace(plan, predictions=predictions, readings=tuple(readings)), windows
 
 
@@ -181,7 +182,7 @@ def _write_outer_tensors(plan: ConversionPlan, writer: CheckpointWriter) -> None
     for tensor in plan.outer_tensors():
         name = tensor.name if tensor.name in headers else family.embedding
         [weight] = plan.reader.read([name]).values()
-        writer.write({tensor.name: plan.stored(tensor.name, weight)})
+        writer.write({tensor.name: as_stored(plan, tensor.name, weight)})
 
 
 def _calibration_report(plan: ConversionPlan, windows: Tensor | None) -> CalibrationReport | None:
