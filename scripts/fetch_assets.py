@@ -104,7 +104,7 @@ def wiki_articles(dump: str) -> list[str]:
 def split(documents: list[str]) -> dict[str, list[str]]:
     """Cut documents by position into parts that hold their ``SHARES`` of the text, without blank and repeated ones.
 
-    Neighbouring articles are often about neighbouring things, so a part is one run of them.
+    Neighboring articles are often about neighboring things, so a part is one run of them.
     """
     distinct = [text for text in dict.fromkeys(document.strip() for document in documents) if text]
     read = list(itertools.accumulate(map(len, distinct)))

@@ -149,7 +149,7 @@ def _save_weights(model: PreTrainedModel, folder: Path, *, shards: int, packed: 
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
 
-    # Neighbouring modules, such as k_proj and v_proj, go into different files.
+    # Neighboring modules, such as k_proj and v_proj, go into different files.
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
     file_of = {
         name: f"model-{modules.index(name.rpartition('.')[0]) % shards + 1:05d}-of-{shards:05d}.safetensors"

@@ -51,12 +51,12 @@ class Expert:
 
 
 def is_expert(name: str) -> bool:
-    """Say whether a tensor belongs to an expert that is routed to, in any layout."""
+    """Return whether a tensor belongs to an expert that is routed to, in any layout."""
     return ".experts." in name
 
 
 def are_packed(names: Iterable[str]) -> bool:
-    """Say whether the experts among stored tensors are packed into three dimensions."""
+    """Return whether the experts among stored tensors are packed into three dimensions."""
     return any(name.endswith(GATE_UP) for name in names)
 
 

@@ -14,7 +14,7 @@ from transmla.errors import CheckpointError
 
 @contextmanager
 def empty_matrices_are_fine() -> Iterator[None]:
-    """Say nothing of the matrices that a mixture without shared experts has, which PyTorch finds worth a warning."""
+    """Silence PyTorch's warning of the empty matrices that a mixture without shared experts has."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         yield

@@ -55,7 +55,7 @@ class Runs:
 
     @property
     def decode_seconds(self) -> tuple[float, ...]:
-        """Seconds of all tokens behind it in each timed round."""
+        """Seconds of all tokens after it in each timed round."""
         return tuple(run.decode_seconds for run in self.runs[1:])
 
 

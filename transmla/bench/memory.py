@@ -101,7 +101,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an error of PyTorch's means that memory was too little, on whichever device."""
+    """Return whether an error of PyTorch's means that memory was too little, on whichever device."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -24,7 +24,7 @@ class Run:
     """What one run took.
 
     Attributes:
-        decode_seconds: For the tokens behind the first.
+        decode_seconds: For the tokens after the first.
         cache_bytes: Held by the cache at the end.
         decode_bytes: Most memory at once while decoding, beyond the weights; 0 where it was not measured.
         first_seconds: From the prompt to the first new token; 0 where there was no prompt.

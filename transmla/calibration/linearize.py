@@ -74,7 +74,7 @@ def nearest_linear(
     *,
     ridge: float = _RIDGE,
 ) -> dict[str, Float[Tensor, "_ hidden"]]:
-    """Return for each projection the matrix B that minimises E[w ‖y − B x‖²].
+    """Return for each projection the matrix B that minimizes E[w ‖y − B x‖²].
 
     Args:
         seen: batches of inputs x, and what each projection made of them, y.

@@ -24,7 +24,7 @@ class Journal:
     def __init__(self, path: Path, *, check: Callable[[], None] = lambda: None) -> None:
         """Take up the record at ``path``, up to the first line that is damaged; ``check`` may stop an append.
 
-        A kill tears the last line. Whatever is behind a damaged one is done once more.
+        A kill tears the last line. Whatever comes after a damaged one is done once more.
         """
         self._path, self._check = path, check
         self.identity: Identity | None = None

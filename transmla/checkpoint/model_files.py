@@ -55,7 +55,7 @@ def copy_model_files(source_folder: Path, output_dir: Path) -> tuple[str, ...]:
 
 
 def find_licenses(folder: Path) -> list[Path]:
-    """Return the licence files of ``folder``, however their names are cased."""
+    """Return the license files of ``folder``, however their names are cased."""
     return sorted(
         path
         for path in folder.iterdir()

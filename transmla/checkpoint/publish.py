@@ -171,7 +171,7 @@ class Staging:
             shutil.rmtree(self._root, ignore_errors=True)
 
     def _is_ours(self) -> bool:
-        """Say whether the folder is still the one that this process has locked."""
+        """Return whether the folder is still the one that this process has locked."""
         try:
             return os.path.samestat(os.fstat(self._lock), os.stat(self._root / "lock"))
         except OSError:

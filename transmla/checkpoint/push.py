@@ -23,7 +23,7 @@ def make_repository(repo_id: str, *, token: str | None) -> None:
 
 
 def push(folder: Path, repo_id: str, *, token: str | None, tell: Callable[[str], None]) -> None:
-    """Say what will be uploaded, and upload it as one commit.
+    """Tell what will be uploaded, and upload it as one commit.
 
     Args:
         folder: of a finished output.

@@ -39,7 +39,7 @@ def generate_text(request: GenerateRequest, as_json: AsJson = False, quiet: Quie
 
 
 def summary(report: GenerationReport) -> str:
-    """Say in a line what the text took."""
+    """Return in a line what the text took."""
     speed = "" if report.tokens_per_second is None else f", {report.tokens_per_second:.1f} tokens/s"
     return (
         f"{report.architecture} ({report.form}): {report.num_prompt_tokens} + {report.num_new_tokens} tokens, "

@@ -41,12 +41,12 @@ class Bars:
 
 
 def speaks() -> bool:
-    """Say whether this is the one of several processes that speaks."""
+    """Return whether this is the one of several processes that speaks."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def warn(line: str) -> None:
-    """Say on stderr what may not be as it was meant."""
+    """Print on stderr what may not be as it was meant."""
     print(f"Warning: {line}", file=sys.stderr)
 
 

@@ -52,7 +52,7 @@ class ConvertRequest(SourceRequest):
         default_factory=dict, description="Options of the method, to see what its steps are worth; in a recipe only."
     )
     freq_fold: int | None = Field(
-        None, ge=1, description="Neighbouring frequencies that share rotary slots; chosen per layer by default."
+        None, ge=1, description="Neighboring frequencies that share rotary slots; chosen per layer by default."
     )
 
     calibration: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(

@@ -45,7 +45,7 @@ class EvalRequest(ComparisonRequest):
     greedy_prompts: int = Field(
         0,
         ge=0,
-        description="Windows of the first data set behind whose starts the source writes, and the others follow.",
+        description="Windows of the first data set after whose starts the source writes, and the others follow.",
     )
     greedy_tokens: int = Field(128, ge=1, description="Tokens that it writes.")
     per_layer: bool = Field(

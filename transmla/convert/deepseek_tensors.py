@@ -31,7 +31,7 @@ def to_deepseek(
     Args:
         layer: plain factors; padded here to ``sizes``.
         sizes: sizes of the target.
-        norm: how the latent norm is neutralised.
+        norm: how the latent norm is neutralized.
         input_moment: E[x xᵀ] of the layer input, for the size of an average latent; with biases, x ends in a one. A
             bounded norm does not need it.
         input_bound: largest possible length ‖x‖ of the layer input.

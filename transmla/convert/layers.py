@@ -1,6 +1,6 @@
 """Layer by layer: calibrate, convert, measure, write. One source layer and one converted one are in memory at a time.
 
-Of a mixture of experts, that is a layer without its experts; they pass one by one behind it.
+Of a mixture of experts, that is a layer without its experts; they pass one by one after it.
 """
 
 import math
@@ -137,7 +137,7 @@ class LayerConverter:
             stream.forget_choices()
 
     def _is_last(self, index: int) -> bool:
-        """Say whether nothing reads what comes out of a layer."""
+        """Return whether nothing reads what comes out of a layer."""
         return index + 1 == self._plan.spec.num_hidden_layers
 
     def _stored_expert(self, index: int, expert: Expert) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ class ConversionPlan:
         opened: the source.
         spec: of its attention, with what the target keeps.
         method: with its options.
-        folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
+        folds: how many neighboring frequencies may share slots; the best is chosen per layer.
         residual: factor on everything that is added to the residual stream.
         config: the target's config.json.
         readings: what became of the rows of the calibration data.
@@ -118,7 +118,7 @@ class ConversionPlan:
         return target_frequencies(self.spec, self.sizes).to(self.device)
 
     def layer_goal(self, sizes: MLASizes, folds: tuple[int, ...]) -> LayerGoal:
-        """Say what one layer is converted to, at ``sizes``."""
+        """Return what one layer is converted to, at ``sizes``."""
         return LayerGoal(
             # One number is for the length of the latent.
             kv_lora_rank=sizes.kv_lora_rank - self.live,
@@ -220,7 +220,7 @@ class ConversionPlan:
         check_free_space(self.request.output_dir.parent, needed)
 
     def warnings(self) -> Iterator[str]:
-        """Say what whoever starts the conversion should know."""
+        """Yield what whoever starts the conversion should know."""
         if self.spec.mixture and len(self.request.calibration) == 1:
             yield (
                 "The routing is fitted on one text, and on text of other kinds tokens may be sent to other experts "

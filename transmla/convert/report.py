@@ -9,14 +9,14 @@ class LayerReport(Record):
     """One layer.
 
     Attributes:
-        relative_error: how far the residual stream behind the attention is from the source's, as a share of its length:
+        relative_error: how far the residual stream after the attention is from the source's, as a share of its length:
             root mean square over the tokens of held-out windows, as stored. All layers below are converted, too
             (rorope: are the source's); ``None`` without text.
         error_before_refit: the same before W_O is refitted.
         error_before_healing: the same before healing; ``None`` where nothing is healed.
         routing_error: share of a token's experts, by weight, that are others than in the source; mean over held-out
             windows.
-        freq_fold: neighbouring frequencies that share rotary slots; ``None`` in exact mode.
+        freq_fold: neighboring frequencies that share rotary slots; ``None`` in exact mode.
     """
 
     layer: int

@@ -82,7 +82,7 @@ def rope_sizes(spec: AttentionSpec) -> list[int]:
 
 
 def freq_folds(spec: AttentionSpec, qk_rope_head_dim: int) -> list[int]:
-    """Return the numbers of neighbouring frequencies that can share ``qk_rope_head_dim/2`` slots evenly.
+    """Return the numbers of neighboring frequencies that can share ``qk_rope_head_dim/2`` slots evenly.
 
     A fold f cuts the pairs into groups of f; each group gets the same whole number of slots. One group of all pairs
     takes any number of them.

@@ -29,7 +29,7 @@ class Choices:
     Attributes:
         spec: the source's description with what the target keeps of it.
         method: with its options.
-        folds: how many neighbouring frequencies may share slots; the best is chosen per layer.
+        folds: how many neighboring frequencies may share slots; the best is chosen per layer.
         dtype: of the written weights.
     """
 
@@ -172,7 +172,7 @@ def _check_loadable(request: ConvertRequest, spec: AttentionSpec, sizes: MLASize
 
 
 def choose_folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: Method) -> tuple[int, ...]:
-    """Return how many neighbouring frequencies may share slots.
+    """Return how many neighboring frequencies may share slots.
 
     Raises:
         Refusal: a fold that does not share them out evenly; those that do.

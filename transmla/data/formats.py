@@ -150,7 +150,7 @@ def open_bytes(path: Path) -> io.BufferedIOBase:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """Say that a file cannot be read, in whichever way its compression puts it."""
+    """Raise that a file cannot be read, in whichever way its compression puts it."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return DataError(f"{path} cannot be read: {reason}.")
 

@@ -75,7 +75,7 @@ def needle_prompt(
 
 
 def copy_prompt(words: Sequence[int], *, length: int, seed: int, start: Sequence[int] = ()) -> RecallPrompt:
-    """Say random words twice, after what a text begins with; all of the second time but its first must be said."""
+    """Write random words twice, after what a text begins with; all of the second time but its first must be said."""
     chance = random.Random(f"copy {seed}")
     half = [chance.choice(words) for _ in range((length - len(start)) // 2)]
     if len(half) < 2:

@@ -44,7 +44,7 @@ def target_config(
         source: config of the source model, for the token ids.
         spec: its attention.
         sizes: sizes of the latent attention.
-        norm: how the latent norm is neutralised; its eps is every norm's.
+        norm: how the latent norm is neutralized; its eps is every norm's.
         dtype: storage type.
         exact: give every rotary slot the frequency of the source's pair.
     """
@@ -96,7 +96,7 @@ def _experts(spec: AttentionSpec, sizes: MLASizes) -> dict[str, Any]:
 
 
 def load_target(config: dict[str, Any]) -> DeepseekV3Config:
-    """Read the config as stock transformers does, which standardises the dictionaries it is given."""
+    """Read the config as stock transformers does, which standardizes the dictionaries it is given."""
     return DeepseekV3Config.from_dict(copy.deepcopy(config))
 
 

@@ -1,6 +1,6 @@
 """The latent norm that DeepSeek-V3 has and grouped-query attention has not, written so that it does nothing.
 
-Every engine normalises the latent: ``kv_a_layernorm(c) = w · c / sqrt(mean(c²) + eps)``. Written so small that
+Every engine normalizes the latent: ``kv_a_layernorm(c) = w · c / sqrt(mean(c²) + eps)``. Written so small that
 mean(c²) ≪ eps, the latent passes that norm multiplied by the constant ``w / sqrt(eps)``, which is chosen to restore
 its size; the relative error is mean(c²)/(2·eps). The weight w is a power of two, exact in every storage type, and the
 rest of the constant goes into the rows of ``kv_a_proj_with_mqa`` before their one cast

@@ -125,7 +125,7 @@ class ResultCache:
 
 
 class HiddenStateFile:
-    """Hidden states behind a decoder, one row a judged token, mapped and not read: the head makes logits of them.
+    """Hidden states after a decoder, one row a judged token, mapped and not read: the head makes logits of them.
 
     They are as many numbers as the model is wide, where logits would be a vocabulary; with them a source is run over a
     text once, whatever it is compared with.
@@ -136,7 +136,7 @@ class HiddenStateFile:
 
     @property
     def complete(self) -> bool:
-        """Say whether all of them are there."""
+        """Return whether all of them are there."""
         return self.path.exists()
 
     @contextmanager

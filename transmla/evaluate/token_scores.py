@@ -67,7 +67,7 @@ def score_tokens(
     Args:
         model: the model.
         windows: the text.
-        batch_size: windows at once, where neighbours are of one length.
+        batch_size: windows at once, where neighbors are of one length.
         chunk: positions that have logits at once; by default as many as make 64 MB.
         reference: the source.
         keep: takes the hidden states.

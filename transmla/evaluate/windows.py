@@ -110,7 +110,7 @@ class ScoredWindows:
         return torch.stack([long[number * len(long) // count][:num_tokens] for number in range(count)])
 
     def batches(self, size: int) -> Iterator[tuple[Int[Tensor, "windows tokens"], int]]:
-        """Yield neighbours of one shape, ``size`` at most, with the index of the first token that is judged."""
+        """Yield neighbors of one shape, ``size`` at most, with the index of the first token that is judged."""
         alike = groupby(zip(self.tokens, self.first, strict=True), key=lambda piece: (len(piece[0]), piece[1]))
         for (_, first), run in alike:
             stacked = torch.stack([tokens for tokens, _ in run])

@@ -78,7 +78,7 @@ def estimate_memory(config: PreTrainedConfig, setting: Setting, *, teacher_bytes
     width = _HALF if setting.bf16 else _FULL
     one_state = tokens * config.hidden_size * width
     chunk_numbers = CPU_CHUNK_NUMBERS if setting.on_cpu else CHUNK_NUMBERS
-    # The hidden states behind the last norm, those that count among them, and their gradient.
+    # The hidden states after the last norm, those that count among them, and their gradient.
     tensors = _TENSORS_OF_A_CHUNK + (_RENORMALIZED if setting.renormalized else 0)
     head = 3 * one_state + tensors * _FULL * min(chunk_numbers, tokens * config.vocab_size)
     if setting.checkpointing:

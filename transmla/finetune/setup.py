@@ -173,7 +173,7 @@ class Training:
             self.writer.write(folder, {} if report.steps else self.merged(self.model.state_dict()))
 
     def report(self, trainer: FinetuneTrainer) -> FinetuneReport:
-        """Say what was measured."""
+        """Return what was measured."""
         prepared, request, state = self.prepared, self.request, trainer.state
         heldout, training = points_of(state.log_history)
         train = prepared.data.train

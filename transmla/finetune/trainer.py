@@ -37,7 +37,7 @@ class TeacherSignal(Protocol):
 class FinetuneTrainer(Trainer):
     """Trains a :class:`~transmla.finetune.distill.student.Student`.
 
-    ``loss`` is what is minimised, ``nll`` and ``kl`` are its two parts, in nats a token. What is held out is measured
+    ``loss`` is what is minimized, ``nll`` and ``kl`` are its two parts, in nats a token. What is held out is measured
     in the same numbers; the best checkpoint is the one with the least ``eval_loss``.
     """
 
@@ -263,7 +263,7 @@ class ReportingCallback(TrainerCallback):
             control.should_evaluate = control.should_save = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
-        """Say it."""
+        """Print it."""
         if state.is_world_process_zero:
             self._tell(
                 f"step {state.global_step:,}: {state.num_input_tokens_seen:,} tokens seen; held out: perplexity "

@@ -53,7 +53,7 @@ def attention_sums(
         output_gram: W_O^hᵀ W_O^h of each head.
         joint: what is pooled, y.
         scale: factor on the logits before the softmax.
-        stride: pool for one query in so many; neighbours attend alike.
+        stride: pool for one query in so many; neighbors attend alike.
     """
     # The mask enters as the matrix to which the product is added, and ‖W_O (v_j − o_i)‖² = vᵀAv + oᵀAo − 2 oᵀAv (A the
     # Gram matrix) is one product of longer vectors: what costs here is not the arithmetic but each pass over i × j.

@@ -50,7 +50,7 @@ def latent_attention(
     Args:
         query_nope: the part of the queries that is not rotated.
         query_rope: the rotated part.
-        latent: c, normalised.
+        latent: c, normalized.
         key_rope: k, rotated.
         up_key: U.
         up_value: V.

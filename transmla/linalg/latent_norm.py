@@ -45,16 +45,16 @@ def anchored(
 def norm_and_readout(
     gram: Float64[Tensor, "rank_and_1 rank_and_1"], cross: Float64[Tensor, "rank rank_and_1"]
 ) -> tuple[Float64[Tensor, " rank_and_1"], Float64[Tensor, "rank rank_and_1"]]:
-    """Return the norm's weight, and what makes the old latents of the ones behind the norm.
+    """Return the norm's weight, and what makes the old latents of the ones after the norm.
 
     Args:
-        gram: Σ n nᵀ of the latents n behind the norm, before its weight.
+        gram: Σ n nᵀ of the latents n after the norm, before its weight.
         cross: Σ c nᵀ with the old latents c.
     """
     energy = gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
     # The weight brings each number back to its size; the anchor stays as it is.
     weight = torch.cat([cross.diagonal() / energy[:-1], energy.new_ones(1)])
     weight = torch.where(weight > 0, weight, 1.0)
-    # What behind the norm comes nearest to the old latent.
+    # What after the norm comes nearest to the old latent.
     regression = torch.linalg.solve(gram + torch.diag(_RIDGE * energy), cross.mT).mT
     return weight, regression / weight

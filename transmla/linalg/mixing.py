@@ -3,7 +3,7 @@
 See docs/concepts/algorithm.md, "Slots and latent from eigenvectors".
 
 Stack the rotary pairs of all key/value heads: ``z ∈ C^(kv_heads·pair)``. At one frequency heads may be mixed by any
-complex-linear map, because it commutes with the rotation. So pairs of equal (or, folded, of neighbouring) frequency
+complex-linear map, because it commutes with the rotation. So pairs of equal (or, folded, of neighboring) frequency
 form a group, and the slots of the group carry the combinations that hold most of it:
 
     κ = down z,        z = up κ + remainder
@@ -38,7 +38,7 @@ def mix_heads(
     num_slots: int,
     fold: int,
 ) -> RotarySplit:
-    """Choose the slots of each group of ``fold`` neighbouring frequencies.
+    """Choose the slots of each group of ``fold`` neighboring frequencies.
 
     Args:
         covariance: E[z zᴴ] of the keys.

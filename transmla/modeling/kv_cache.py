@@ -129,7 +129,7 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write new tokens behind those that are there and return all."""
+        """Write new tokens after those that are there and return all."""
         start = self.get_seq_length()
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, start : start + new.shape[-2]] = new

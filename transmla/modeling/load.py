@@ -39,7 +39,7 @@ def read_config(model: Source, *, computed: bool = True) -> PreTrainedConfig:
 
 
 def is_quantizable(config: PreTrainedConfig) -> bool:
-    """Say whether a config is of the quantizable profile, the only one whose norms have a large eps."""
+    """Return whether a config is of the quantizable profile, the only one whose norms have a large eps."""
     return config.model_type == "deepseek_v3" and config.rms_norm_eps > 1e-3
 
 
@@ -80,7 +80,7 @@ def load_model(
 
 
 def _first_layers(model: Source, num_layers: int) -> PreTrainedConfig:
-    """Return the config of the model's first layers, with its head behind them."""
+    """Return the config of the model's first layers, with its head after them."""
     config = _load(AutoConfig, model, "config")
     config.num_hidden_layers = min(num_layers, config.num_hidden_layers)
     if getattr(config, "layer_types", None) is not None:
@@ -90,7 +90,7 @@ def _first_layers(model: Source, num_layers: int) -> PreTrainedConfig:
 
 @contextmanager
 def _silence(wanted: bool) -> Iterator[None]:
-    """Say nothing of weights that are left out, where that is what was asked for."""
+    """Silence what is said of weights that are left out, where that is what was asked for."""
     verbosity = logging.get_verbosity()
     if wanted:
         logging.set_verbosity_error()
@@ -101,10 +101,10 @@ def _silence(wanted: bool) -> Iterator[None]:
 
 
 def _check_latents_survive(model: PreTrainedModel, name: str, flag: str) -> None:
-    """Refuse a type in which the rows that a neutral norm stands behind are no longer what they were.
+    """Refuse a type in which the rows that a neutral norm follows are no longer what they were.
 
     They are written so small that the norm's eps is all that it divides by, and below the normal numbers of float16
-    digits get lost. The weights tell, whatever a report says: rows behind a norm that does something are far larger.
+    digits get lost. The weights tell, whatever a report says: rows before a norm that does something are far larger.
     """
     for rows in _rows_behind_norms(model):
         if rows.dtype == torch.float16 and rows.abs().float().median() < torch.finfo(rows.dtype).tiny:

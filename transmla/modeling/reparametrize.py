@@ -1,10 +1,10 @@
-"""Weights as training wants them: no neutralised norm in their way, and factors of like size.
+"""Weights as training wants them: no neutralized norm in their way, and factors of like size.
 
 A converted checkpoint is written for engines. Its latent rows are about 1e-6, so that a norm does nothing to them
 (docs/concepts/checkpoint-format.md, "The neutral latent norm"); undone, they are ten, and the up-projections behind
 them a thousandth, because tokens were made white. An optimizer whose steps are as large everywhere would destroy the
 small ones. But a diagonal matrix between two factors is free: U c = (U D) (D⁻¹ c). So :func:`reparametrize` puts a
-constant where each neutralised norm stood, and chooses these matrices such that rows and the columns that meet them are
+constant where each neutralized norm stood, and chooses these matrices such that rows and the columns that meet them are
 equally large: latents and up-projections, queries and keys, values and outputs. The residual stream of the quantizable
 profile, a thousand times the portable one's, shrinks too.
 
@@ -29,7 +29,7 @@ from transmla.errors import UnsupportedModelError
 from transmla.linalg.latent_norm import LATENT_EPS
 from transmla.modeling.absorption import has_latent_attention
 
-# A neutralised norm keeps a latent's mean square far below eps, one that divides has it far above.
+# A neutralized norm keeps a latent's mean square far below eps, one that divides has it far above.
 _NEUTRAL = 0.05
 # What a projection may grow, in powers of two, before its norm's weight does.
 _SLACK = 0.01
@@ -38,7 +38,7 @@ _ROUNDS = 4
 
 
 class ConstantScale(nn.Module):
-    """Stands where a neutralised norm stood."""
+    """Stands where a neutralized norm stood."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class RemovedNorm:
     Attributes:
         norm, projection, input_norm: names of the modules; the last one is the norm on the layer's input.
         weight: each number of its weight.
-        rank: number of rows of the projection that it stood behind.
+        rank: number of rows of the projection that it followed.
         gain: largest weight of the norm on the input.
         size: what :func:`_size` said of the native rows.
     """
@@ -142,7 +142,7 @@ class Reparametrization:
 def reparametrize(model: Any) -> Reparametrization:
     """Change a loaded DeepSeek-V3 model in place, so that it can be trained; say how to change it back.
 
-    The function that it computes is the same as an engine's, up to the error of the neutralised norms; in the
+    The function that it computes is the same as an engine's, up to the error of the neutralized norms; in the
     quantizable profile, too, which Transformers cannot compute otherwise. Other models stay as they are.
 
     Raises:
@@ -193,11 +193,11 @@ class _Factors:
             name: Scale(linear.weight.new_ones(linear.weight.shape[0]), linear.weight.new_ones(linear.weight.shape[1]))
             for name, linear in self.projections.items()
         }
-        # Norms, by the projection that they stand behind, that do something.
+        # Norms, by the projection that they follow, that do something.
         self.norms = dict(LATENT_NORMS)
 
     def take_out_norms(self, layer: str, *, eps: float, gain: float) -> list[RemovedNorm]:
-        """Replace the norms that are neutralised by constants near 1."""
+        """Replace the norms that are neutralized by constants near 1."""
         taken = []
         for projection, norm in list(self.norms.items()):
             if projection not in self.projections:
@@ -254,7 +254,7 @@ class _Factors:
         self._multiply_rows(query, queries, 1 / factor.expand(len(queries)))
 
     def _balance_rows(self, left: str, rows: slice | Tensor, right: str) -> None:
-        """Even out some rows of one projection and all columns of the one behind it."""
+        """Even out some rows of one projection and all columns of the one after it."""
         columns = self.projections[right].weight.float().square().mean(0).sqrt()
         factor = _evening(self._row_sizes(left)[rows], columns)
         self._multiply_rows(left, rows, factor)

@@ -52,7 +52,7 @@ def _cached_bytes(plan: PlanSummary) -> str:
 
 
 def left_over_row(names: Sequence[str]) -> dict[str, str]:
-    """Say what of a checkpoint is not converted."""
+    """Return the row of what of a checkpoint is not converted."""
     if not names:
         return {}
     return {"Left over": f"{len(names)} tensors that transformers does not read either, the first is {names[0]}"}

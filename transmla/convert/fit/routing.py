@@ -4,7 +4,7 @@ Mixtral and Qwen weigh the chosen experts by a softmax over their logits, DeepSe
 Far below zero a sigmoid is an exponential, so with all logits of a token lowered by the same large amount c the two
 are the same to about e^(l − c), and so is the order of the experts (docs/concepts/algorithm.md, "Routers of
 mixtures"). The amount cancels, and may differ from token to token: c = b u·x, with u a functional of the router's input
-that is nearly 1, goes into the router's weight. Where there is no such functional (behind the embedding, in a small
+that is nearly 1, goes into the router's weight. Where there is no such functional (after the embedding, in a small
 model), this is an approximation, and the report says so. Lowering the share of exchanged experts itself, by L-BFGS, got
 it from 0.5 to 0.3 % there, but the model's KL was no better.
 """
@@ -62,11 +62,11 @@ class RouterInputs:
         deepest = ((chosen[:, -1] + _DEEPEST) / common.clamp_min(_LEAST)).min()
         stored = (weight - enough.minimum(deepest).clamp_min(0) * constant).to(dtype)
         sigmoids = (inputs @ stored.float().mT).sigmoid()
-        found = torch.zeros_like(logits).scatter(1, *_normalised(sigmoids, top_k))
+        found = torch.zeros_like(logits).scatter(1, *_normalized(sigmoids, top_k))
         wanted = torch.zeros_like(logits).scatter(1, experts, chosen.softmax(-1))
         return stored, (found - wanted).abs().sum(-1).mean().item() / 2
 
 
-def _normalised(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def _normalized(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     chosen, experts = scores.topk(top_k)
     return experts, chosen / chosen.sum(-1, keepdim=True)

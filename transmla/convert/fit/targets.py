@@ -1,7 +1,7 @@
 """What a converted layer should do: bring the residual stream back to the source's, on inputs it will really have.
 
 The layers below are converted already, so a layer is fitted on *their* outputs. What it should add to them is what is
-missing to the source's residual stream behind its attention: the source's attention output for the same token, and what
+missing to the source's residual stream after its attention: the source's attention output for the same token, and what
 the layers below still owe (docs/concepts/algorithm.md, "Error feedback").
 """
 
@@ -23,7 +23,7 @@ class LayerTargets:
     """Windows to learn from, or to be judged on.
 
     Attributes:
-        inputs: of the converted attention, behind its input norm.
+        inputs: of the converted attention, after its input norm.
         outputs: what the attention should put out.
         weights: what a squared error counts at each token: one over the mean square of the residual stream that
             attention adds to, for that is what the next norm divides by.

@@ -38,7 +38,7 @@ class LayerGoal:
         kv_lora_rank: numbers of the latent.
         slot_frequencies: frequency of each rotary slot, in radians per token.
         pair_frequencies: frequency of each rotary pair of the source.
-        folds: how many neighbouring frequencies may share slots (FreqFold), to start from.
+        folds: how many neighboring frequencies may share slots (FreqFold), to start from.
         context: longest distance, in tokens, at which a query may meet a key.
     """
 
@@ -55,7 +55,7 @@ class ConvertedLayer:
 
     Attributes:
         attention: the latent attention, in plain factors.
-        freq_fold: the number of neighbouring frequencies that share slots, where the method has one.
+        freq_fold: the number of neighboring frequencies that share slots, where the method has one.
     """
 
     attention: LatentAttention

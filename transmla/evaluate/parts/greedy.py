@@ -54,7 +54,7 @@ class GreedyReport(Record):
 
 
 class GreedyPart(Part):
-    """What all models would write behind the starts of a text's windows."""
+    """What all models would write after the starts of a text's windows."""
 
     name = "greedy"
     record = GreedyReport

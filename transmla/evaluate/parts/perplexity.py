@@ -202,7 +202,7 @@ class PerplexityPart(Part):
 
 
 def protocol(request: EvalRequest, windows: ScoredWindows, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Say how a text is joined, cut and judged, which is what perplexities differ by."""
+    """Return how a text is joined, cut and judged, which is what perplexities differ by."""
     said = [f"{'each document by itself, up to' if request.per_document else 'windows of'} {request.window} tokens"]
     if request.stride is not None and request.stride < request.window:
         said.append(f"stride {request.stride}")

@@ -1,7 +1,7 @@
 """Tasks of EleutherAI's lm-eval, the same items for all models, so that differences can be told from noise.
 
 A task is one that lm-eval knows by name, a YAML file as lm-eval has them, or a JSONL file of items, which needs no
-network: ``{"query": …, "choices": […], "gold": index}``, where a choice follows the query behind a space;
+network: ``{"query": …, "choices": […], "gold": index}``, where a choice follows the query after a space;
 ``{"contexts": […], "continuation": …, "gold": index}``, where the likeliest context is chosen; or ``{"query": …,
 "answer": …}``, where the answer must be the likeliest continuation.
 """

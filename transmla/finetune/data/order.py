@@ -76,7 +76,7 @@ class NextPass(TrainerCallback):
         self._dataset, self._recut = dataset, recut
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        """Say which pass it is; resumed, one begins somewhere within."""
+        """Tell the data which pass it is; resumed, one begins somewhere within."""
         epoch = int(state.epoch)
         train_dataloader.batch_sampler.set_epoch(epoch)
         if self._recut:

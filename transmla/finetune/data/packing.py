@@ -1,6 +1,6 @@
 """Documents to sequences of equal length, in which no document sees another.
 
-Documents stand one behind the other; positions begin anew with each, by which Transformers' masks keep them apart.
+Documents stand one after the other; positions begin anew with each, by which Transformers' masks keep them apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GOLDEN_RATIO = 0.6180339887498949
 
 @dataclass
 class Row:
-    """A window of documents, one behind the other.
+    """A window of documents, one after the other.
 
     Attributes:
         tokens: all of them.
@@ -42,7 +42,7 @@ class Row:
     splittable: bool = True
 
     def add(self, tokens: Sequence[int], loss_mask: Sequence[bool], *, document_start: bool, splittable: bool) -> None:
-        """Put a document, or a piece of it, behind the others."""
+        """Put a document, or a piece of it, after the others."""
         self.tokens += tokens
         self.document_start += [document_start and number == 0 for number in range(len(tokens))]
         self.loss_mask += loss_mask

@@ -62,7 +62,7 @@ class Teacher:
         position_ids: Int[Tensor, "batch window"],
         counted: Bool[Tensor, "batch window-1"],
     ) -> TeacherOutputs:
-        """Say what there is to learn from a batch."""
+        """Return what there is to learn from a batch."""
         targets = self.read(input_ids, position_ids, counted)
         attention = self._recorder.take() if self._recorder else ()
         return TeacherOutputs(targets, tuple(output.to(input_ids.device) for output in attention))
