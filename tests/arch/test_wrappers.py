@@ -127,7 +127,7 @@ def test_a_text_part_that_is_not_named_is_what_transformers_takes_it_for():
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_quantized_wrappers_are_told_both(inside):
+def test_quantised_wrappers_are_told_both(inside):
     quantized = {"quantization_config": {"quant_method": "fp8"}}
     found = said(
         model_type="novel_vl",
@@ -135,7 +135,7 @@ def test_quantized_wrappers_are_told_both(inside):
         **({} if inside else quantized),
     )
     assert "a text part that is convertible" in found
-    assert found.endswith("Its weights are quantized besides (config.json: quantization_config, fp8).")
+    assert found.endswith("Its weights are quantised besides (config.json: quantization_config, fp8).")
 
 
 @pytest.mark.parametrize(

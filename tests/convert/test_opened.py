@@ -293,7 +293,7 @@ def on_the_hub(monkeypatch, tmp_path):
 def test_a_model_of_the_hub_is_judged_before_its_weights_are_fetched(changed, on_the_hub, tmp_path):
     name = "model.layers.0.self_attn.q_proj.weight"
     asked = on_the_hub(changed(lambda tensors: tensors | {name: tensors[name].to(torch.float8_e4m3fn)}))
-    with pytest.raises(TransMLAError, match=f"The weights are quantized: {name} is stored as F8_E4M3"):
+    with pytest.raises(TransMLAError, match=f"The weights are quantised: {name} is stored as F8_E4M3"):
         plan_conversion(ConvertRequest(model="org/name", output_dir=tmp_path / "out", exact=True))
     assert "config.json" in asked
     assert "*.safetensors" not in asked

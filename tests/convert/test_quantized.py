@@ -36,7 +36,7 @@ def test_weights_that_are_no_floats_are_refused_whatever_the_config_says(llama, 
     tensors = {name: ("F32", tuple(tensor.shape)) for name, tensor in load_file(folder / SINGLE_FILE).items()}
     write_holes(folder / SINGLE_FILE, tensors | {Q: (spelling, tensors[Q][1])} | beside)
     found = refusal(folder)
-    assert f"The weights are quantized: {Q} is stored as {spelling}" in found
+    assert f"The weights are quantised: {Q} is stored as {spelling}" in found
     assert ("weight_scale beside it" in found) is bool(beside)
     assert "hf_quant_config.json" not in found
     (folder / "hf_quant_config.json").write_text("{}")
@@ -84,7 +84,7 @@ def test_the_layouts_of_quantisers_are_known_without_a_word_in_the_config(llama,
     )
     (folder / "quantize_config.json").write_text("{}")
     found = refusal(folder)
-    assert "The weights are quantized" in found
+    assert "The weights are quantised" in found
     assert "quantize_config.json" in found
     assert "is absent" not in found
 
@@ -132,14 +132,14 @@ def test_what_stands_in_the_place_of_a_weight_is_named(llama, tmp_path, instead)
     module = Q.removesuffix("weight")
     write_holes(folder / SINGLE_FILE, tensors | {module + name: value for name, value in instead.items()})
     found = refusal(folder)
-    assert found.startswith(f"The weights are quantized: {module}")
+    assert found.startswith(f"The weights are quantised: {module}")
 
 
-def test_a_quantized_head_is_quantized_and_not_absent(llama, tmp_path):
+def test_a_quantised_head_is_quantised_and_not_absent(llama, tmp_path):
     folder = shutil.copytree(llama, tmp_path / "source")
     tensors = {name: ("F32", tuple(tensor.shape)) for name, tensor in load_file(folder / SINGLE_FILE).items()}
     del tensors["lm_head.weight"]
     write_holes(
         folder / SINGLE_FILE, tensors | {"lm_head.qweight": ("I32", (6, 401)), "lm_head.scales": ("F16", (1, 401))}
     )
-    assert refusal(folder).startswith("The weights are quantized")
+    assert refusal(folder).startswith("The weights are quantised")

@@ -72,7 +72,7 @@ class Family:
 _COMMON = (
     Requirement("hidden_act", ("silu", "swish"), "DeepSeek-V3 engines compute SwiGLU with silu only"),
     Requirement("mlp_bias", (False, None), "DeepSeek-V3 has no biases in its MLP"),
-    Requirement("quantization_config", (None,), "its weights are quantized; convert the full-precision checkpoint"),
+    Requirement("quantization_config", (None,), "its weights are quantised; convert the full-precision checkpoint"),
     # transformers takes null for false.
     Requirement("is_causal", (True,), "its tokens attend to those after them, too, and DeepSeek-V3 is causal"),
     Requirement("kv_sharing_modes", (None,), "its layers share a cache, and in DeepSeek-V3 each has its own"),

@@ -170,7 +170,7 @@ _SCALARS = "it is Llama with {}, which can be folded into the weights, and this 
 LATER: Mapping[str, str] = MappingProxyType(
     {
         "baichuan": _LLAMA.format(
-            "with queries, keys and values in one weight (W_pack) and a head that may be normalized"
+            "with queries, keys and values in one weight (W_pack) and a head that may be normalised"
         ),
         "internlm": _LLAMA.format("with biases in its attention"),
         "internlm2": _LLAMA.format("with other names, and queries, keys and values in one weight (wqkv)"),
@@ -284,9 +284,9 @@ def check_not_refused(raw: Mapping[str, Any]) -> None:
 
 
 def also_quantized(raw: Mapping[str, Any]) -> str:
-    """Return that the weights are quantized as well, where a config says so."""
+    """Say that the weights are quantised besides, where a config says so."""
     for key in ("quantization_config", "compression_config", "quantization"):
         if isinstance(found := raw.get(key), Mapping) and found:
             method = found.get("quant_method") or f"{found.get('bits', 'few')} bits"
-            return f" Its weights are quantized besides (config.json: {key}, {method!s:.40})."
+            return f" Its weights are quantised besides (config.json: {key}, {method!s:.40})."
     return ""

@@ -79,7 +79,7 @@ def check_no_other_purpose(name: str, folder: Path) -> None:
 
 
 def no_weights(name: str, folder: Path) -> str:
-    """Return that ``folder`` lacks weights that can be read, what it holds instead, and how to get them."""
+    """Say that ``folder`` lacks weights that can be read, what it holds instead, and how to get them."""
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
         return no_safetensors(name)
     for pattern, whose in _FOREIGN:
@@ -103,12 +103,12 @@ def no_weights(name: str, folder: Path) -> str:
 
 
 def no_safetensors(name: str) -> str:
-    """Return that ``name`` lacks weights that are safe to read, and how to get them."""
+    """Say that ``name`` lacks weights that are safe to read, and how to get them."""
     return f"{name} has no safetensors weights. {_PICKLES_ARE_REFUSED}"
 
 
 def telling_files(folder: Path) -> tuple[str, ...]:
-    """Return which files say that the weights are quantized."""
+    """Return which files say that the weights are quantised."""
     return tuple(name for name in TELLING_FILES if "quant" in name and (folder / name).is_file())
 
 

@@ -1,4 +1,4 @@
-"""GGUF files: dequantized once into a safetensors folder, which is then a source like any other."""
+"""GGUF files: dequantised once into a safetensors folder, which is then a source like any other."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _stage(path: Path, staged: Path, digest: str) -> None:
         if staged.is_dir():
             return  # Another process has published it since it was looked for.
         _dequantize(path, staging.folder)
-        for license in find_licenses(path.parent):
-            shutil.copyfile(license, staging.folder / license.name)
+        for licence in find_licenses(path.parent):
+            shutil.copyfile(licence, staging.folder / licence.name)
         staging.publish()
 
 

@@ -15,7 +15,7 @@ from transmla.errors import CheckpointError
 # what goes through leave the weight what it is.
 _TELLING = ("scale", "zero_point", "zeros", "quant", "absmax", "codebook")
 _HARMLESS = ("k_scale", "v_scale", "kv_scale", "q_scale", "input_scale", "output_scale")
-# Last parts of the names of what stands beside a quantized weight, or in its place; the most telling first.
+# Last parts of the names of what stands beside a quantised weight, or in its place; the most telling first.
 _SIGNS = (
     *("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_scales"),
     *("scales", "qzeros", "g_idx", "weight_global_scale", "weight_zero_point"),  # GPTQ, AWQ, MLX, compressed-tensors
@@ -34,7 +34,7 @@ def check_unquantized(
     Args:
         headers: of all stored tensors.
         expected: names of those that are read.
-        telling_files: files beside the weights that say how they were quantized.
+        telling_files: files beside the weights that say how they were quantised.
 
     Raises:
         CheckpointError: a tensor that is no float of 16 bits or more, or a scale; what shows it.
@@ -52,7 +52,7 @@ def check_unquantized(
     found = f"{packed} is stored as {headers[packed].stored_as}" if packed else f"they hold {shown.pop(0)}"
     beside = ", ".join([*shown, *telling_files])
     raise CheckpointError(
-        f"The weights are quantized: {found}{beside and f', with {beside} beside it'}; floats of 16 bits or more that "
+        f"The weights are quantised: {found}{beside and f', with {beside} beside it'}; floats of 16 bits or more that "
         "stand for themselves are needed: convert the full-precision checkpoint that this one was made from."
     )
 

@@ -45,8 +45,8 @@ def open_source(
 
     Args:
         model: Folder, hub id, or hub id@revision; a folder wins over a hub id of the same spelling.
-        gguf_file: Name of a GGUF file of ``model``; it is dequantized first, even without ``weights``, because only
-            the dequantized model has a config and headers.
+        gguf_file: Name of a GGUF file of ``model``; it is dequantised first, even without ``weights``, because only
+            the dequantised model has a config and headers.
         revision: Branch, tag or commit of a hub model.
         token: Hub token.
         weights: Fetch and require safetensors weights; without, ``remote_headers`` tells their shapes.

@@ -131,6 +131,6 @@ class SourceRequest(Request):
     ARGUMENTS: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str = Field(description="Hub id, id@revision, or a folder with config.json and safetensors.")
-    gguf_file: str | None = Field(None, description="Name of a GGUF file inside MODEL; it is dequantized first.")
+    gguf_file: str | None = Field(None, description="Name of a GGUF file inside MODEL; it is dequantised first.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     token: str | None = Field(None, description="Hub token; the logged-in one is used by default.", exclude=True)
