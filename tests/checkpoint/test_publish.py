@@ -340,3 +340,13 @@ def test_free_space(output):
         OutputError, match=r"out needs 1,000,000,000,000,000,000 bytes, but its disk has only [\d,]+ free"
     ):
         check_free_space(output, 10**18)
+
+
+def test_an_output_that_has_come_since_is_refused_before_the_work(output):
+    output.mkdir(parents=True)
+    (output / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"is not empty; choose another folder, or replace it with --overwrite"):
+        Staging(output, identity="x")
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    with Staging(output, identity="x", overwrite=True) as staging:
+        assert staging.folder.is_dir()

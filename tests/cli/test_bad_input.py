@@ -201,7 +201,7 @@ class TestSizes:
             ((*HALF, "--engine", "tensorrt"), r"--engine: .* \(found 'tensorrt'\)"),
             ((*HALF, "--engine", "vllm"), r"smallest cache for vllm is 256 \+ 64, more than the source's 64"),
             ((*HALF, "--engine", "mlx", "--profile", "quantizable"), "MLX .* --profile quantizable: pass --profile po"),
-            ((*HALF, "--method", "magic"), r"--method: .*'fitted' or 'rorope' \(found 'magic'\)"),
+            ((*HALF, "--method", "magic"), "--method magic is unknown: pass one of fitted, rorope, exact"),
         ],
     )
     def test_refusals(self, convert_refuses, sizes, message):

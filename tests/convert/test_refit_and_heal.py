@@ -78,9 +78,11 @@ def test_refitting_w_o_is_the_least_squares_solution_of_all_tokens(layer, target
 
 def test_refitting_repairs_a_scaled_output(targets):
     """With nothing lost, W_O comes back from being wrong but for the pull towards where it was."""
-    exact = fitted(WEIGHTS, random_moments(WEIGHTS), make_goal(16, THETA.repeat_interleave(2), THETA, folds=(1,)))
+    exact = fitted(
+        WEIGHTS, random_moments(WEIGHTS), make_goal(16, THETA.repeat_interleave(2), THETA, folds=(1,))
+    ).attention
     slots = THETA.repeat_interleave(2)
-    halved = replace(exact[0], output=exact[0].output / 2)
+    halved = replace(exact, output=exact.output / 2)
     repaired = refit_output(halved, targets, slots, batch_size=WINDOWS)
     assert targets.loss(halved, slots).item() == pytest.approx(0.25, rel=1e-6)
     assert targets.loss(repaired, slots) < 1e-3  # measured 3e-4

@@ -45,7 +45,7 @@ def check_output(output_dir: Path, *, source_folder: Path | None, overwrite: boo
         raise OutputError(f"{home} is not writable, so {output_dir} cannot be created; choose another folder.")
     if ancestor == output and any(output.iterdir()):
         if not overwrite:
-            raise OutputError(f"{output_dir} is not empty; choose another folder, or replace it with --overwrite.")
+            raise OutputError(_not_empty(output_dir))
         if not (output / "config.json").is_file():
             raise OutputError(f"{output_dir} does not hold a model, so --overwrite will not delete it.")
 
@@ -116,6 +116,11 @@ class Staging:
             self._root.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
             self._restore_replaced()
+            if not overwrite and self._output.is_dir() and any(self._output.iterdir()):
+                # Whoever held the lock has published since this run looked.
+                self.discard()
+                os.close(self._lock)
+                raise OutputError(_not_empty(output_dir))
             self.journal = Journal(self._root / "journal.jsonl", check=self.check)
             self.resumed = resume and bool(self.journal.entries) and self.folder.is_dir()
             before = self.journal.identity if renamed is None else renamed(self.journal.identity)
@@ -211,6 +216,10 @@ class Staging:
         elif error is not None and self._is_ours():
             error.add_note("Continue with --resume.")
         os.close(self._lock)
+
+
+def _not_empty(output_dir: Path) -> str:
+    return f"{output_dir} is not empty; choose another folder, or replace it with --overwrite."
 
 
 def _differences(old: Identity | None, new: Identity) -> str:

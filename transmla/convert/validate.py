@@ -119,12 +119,16 @@ def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, 
     _check_learning(request, sizes, method)
     if method.rope_types is not None and spec.rope_type not in method.rope_types:
         raise Refusal(
-            f"--method {method.name} needs RoPE of type {' or '.join(sorted(method.rope_types))}, found type "
+            f"--method {method.name} needs {' or '.join(sorted(map(_rope_name, method.rope_types)))}, found type "
             f"{spec.rope_type!r}; --method fitted fits other frequencies onto the target's plain grid",
             _FITTED_METHOD,
         )
     if request.freq_fold is not None and not method.takes_freq_fold:
         raise UsageError(f"--freq-fold says nothing to --method {method.name}, which shares no slots: drop it.")
+
+
+def _rope_name(kind: str) -> str:
+    return "plain RoPE" if kind == "default" else f"RoPE of type {kind}"
 
 
 def _check_learning(request: ConvertRequest, sizes: MLASizes, method: Method) -> None:
