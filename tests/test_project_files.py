@@ -267,3 +267,10 @@ def test_links_are_found():
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
     assert [link for link in links(read(page)) if not is_written(target_of(link, page))] == []
+
+
+def test_the_fast_lane_names_files_that_are_there():
+    lines = (ROOT / "tests" / "fast.txt").read_text(encoding="utf-8").splitlines()
+    files = [line for line in lines if not line.startswith("#")]
+    assert len(files) == len(set(files)) > 50
+    assert all((ROOT / name).is_file() for name in files)
