@@ -22,31 +22,12 @@ from pydantic.fields import FieldInfo
 from transmla.arch.families import FAMILIES
 from transmla.arch.refused import LATER, REFUSED
 from transmla.cli.app import app
-from transmla.config import (
-    BenchRequest,
-    ConvertRequest,
-    EvalRequest,
-    FinetuneRequest,
-    GenerateRequest,
-    InspectRequest,
-    Request,
-    VerifyRequest,
-)
+from transmla.config import REQUESTS
 from transmla.config.recipes import purpose, shipped_recipes
 from transmla.deepseek.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- written by scripts/write_docs.py: {} -->", "<!-- end -->"
-
-REQUESTS: dict[str, type[Request]] = {
-    "inspect": InspectRequest,
-    "convert": ConvertRequest,
-    "finetune": FinetuneRequest,
-    "eval": EvalRequest,
-    "bench": BenchRequest,
-    "generate": GenerateRequest,
-    "verify": VerifyRequest,
-}
 
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

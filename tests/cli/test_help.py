@@ -10,25 +10,8 @@ import typer
 import transmla
 import transmla.convert.run
 from transmla.cli.app import app
-from transmla.config import (
-    BenchRequest,
-    ConvertRequest,
-    EvalRequest,
-    FinetuneRequest,
-    GenerateRequest,
-    InspectRequest,
-    VerifyRequest,
-)
+from transmla.config import REQUESTS
 
-REQUESTS = {
-    "inspect": InspectRequest,
-    "convert": ConvertRequest,
-    "finetune": FinetuneRequest,
-    "eval": EvalRequest,
-    "bench": BenchRequest,
-    "generate": GenerateRequest,
-    "verify": VerifyRequest,
-}
 COMMANDS = typer.main.get_command(app).commands
 
 # Runs the command in a fresh interpreter and fails if it has imported what takes seconds.

@@ -7,30 +7,9 @@ import json
 import pytest
 import yaml
 
-from transmla.config import (
-    BenchRequest,
-    ConvertRequest,
-    EvalRequest,
-    FinetuneRequest,
-    GenerateRequest,
-    InspectRequest,
-    VerifyRequest,
-)
+from transmla.config import REQUESTS, ConvertRequest, EvalRequest
 from transmla.config.recipes import find_recipe, shipped_recipes
 from transmla.old_names import FIELDS, VALUES
-
-REQUESTS = {
-    cls.__name__: cls
-    for cls in (
-        BenchRequest,
-        ConvertRequest,
-        EvalRequest,
-        FinetuneRequest,
-        GenerateRequest,
-        InspectRequest,
-        VerifyRequest,
-    )
-}
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if not name.startswith("accelerate/")])
@@ -38,7 +17,7 @@ def test_a_shipped_recipe_is_found_by_its_name(name):
     command, _, short = name.partition("/")
     path = find_recipe(short, command)
     assert path == find_recipe(name, command) == shipped_recipes()[name]
-    request = REQUESTS[{"eval": "EvalRequest"}.get(command, f"{command.capitalize()}Request")]
+    request = REQUESTS[command]
     given = {"model": "m", "source": "m", "checkpoint": "m", "output_dir": "o", "dataset": ("d",)}
     recipe = yaml.safe_load(path.read_text())
     missing = {key: value for key, value in given.items() if key in request.model_fields and key not in recipe}
@@ -70,10 +49,11 @@ def test_recipes_are_listed_and_copied(cli, tmp_path, monkeypatch):
 
 
 def test_every_old_name_stands_for_a_field_that_is_there():
+    requests = {request.__name__: request for request in REQUESTS.values()}
     for owner, names in FIELDS.items():
-        if owner in REQUESTS:
-            assert set(names.values()) <= set(REQUESTS[owner].model_fields)
-            assert not set(names) & set(REQUESTS[owner].model_fields)
+        if owner in requests:
+            assert set(names.values()) <= set(requests[owner].model_fields)
+            assert not set(names) & set(requests[owner].model_fields)
 
 
 def test_old_flags_and_old_recipes_say_the_same_as_new_ones(tmp_path):

@@ -17,16 +17,7 @@ from transmla.cli.generate import generate_text
 from transmla.cli.inspect import inspect_model
 from transmla.cli.recipes import list_recipes
 from transmla.cli.verify import verify_model
-from transmla.config import (
-    BenchRequest,
-    ConvertRequest,
-    EvalRequest,
-    FinetuneRequest,
-    GenerateRequest,
-    InspectRequest,
-    Request,
-    VerifyRequest,
-)
+from transmla.config import REQUESTS
 from transmla.old_names import FIELDS
 
 app = typer.Typer(
@@ -37,9 +28,9 @@ app = typer.Typer(
 )
 
 
-def _add(name: str, command: Callable[..., None], request: type[Request] | None = None) -> None:
+def _add(name: str, command: Callable[..., None]) -> None:
     """Add a subcommand; hyphens are shown, underscores and the flags of earlier releases are accepted."""
-    old = {} if request is None else FIELDS.get(request.__name__, {})
+    old = FIELDS.get(REQUESTS[name].__name__, {}) if name in REQUESTS else {}
 
     def spell(flag: str) -> str:
         field = flag.replace("-", "_")
@@ -48,13 +39,13 @@ def _add(name: str, command: Callable[..., None], request: type[Request] | None 
     app.command(name, context_settings={"token_normalize_func": spell})(guarded(command))
 
 
-_add("inspect", inspect_model, InspectRequest)
-_add("convert", convert_model, ConvertRequest)
-_add("finetune", finetune_model, FinetuneRequest)
-_add("eval", evaluate_models, EvalRequest)
-_add("bench", bench_models, BenchRequest)
-_add("generate", generate_text, GenerateRequest)
-_add("verify", verify_model, VerifyRequest)
+_add("inspect", inspect_model)
+_add("convert", convert_model)
+_add("finetune", finetune_model)
+_add("eval", evaluate_models)
+_add("bench", bench_models)
+_add("generate", generate_text)
+_add("verify", verify_model)
 _add("recipes", list_recipes)
 
 

@@ -1,5 +1,8 @@
 """What the user asks for. Each field is described once; the command line takes its help text from the same place."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from transmla.config.bench import BenchRequest
 from transmla.config.comparison import ComparisonRequest
 from transmla.config.convert import (
@@ -23,7 +26,21 @@ from transmla.config.request import (
 )
 from transmla.config.verify import VerifyRequest
 
+#: What each command is asked.
+REQUESTS: Mapping[str, type[Request]] = MappingProxyType(
+    {
+        "inspect": InspectRequest,
+        "convert": ConvertRequest,
+        "finetune": FinetuneRequest,
+        "eval": EvalRequest,
+        "bench": BenchRequest,
+        "generate": GenerateRequest,
+        "verify": VerifyRequest,
+    }
+)
+
 __all__ = [
+    "REQUESTS",
     "BenchRequest",
     "Biases",
     "Bos",
