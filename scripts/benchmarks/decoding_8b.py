@@ -33,6 +33,7 @@ from transmla.bench.run import describe_machine
 from transmla.deepseek.config import load_target, target_config
 from transmla.deepseek.neutral_norm import NORMS
 from transmla.deepseek.sizes import MLASizes
+from transmla.deepseek.target_spec import TargetSpec
 from transmla.device import choose_device
 from transmla.errors import TransMLAError
 from transmla.versions import loaded_versions
@@ -95,9 +96,8 @@ def make_configs(options: argparse.Namespace) -> tuple[PreTrainedConfig, PreTrai
         v_head_dim=options.head_dim,
     )
     dtype = getattr(torch, options.dtype)
-    return source, load_target(
-        target_config(source, describe(source), sizes, NORMS["portable"], dtype=dtype, exact=False)
-    )
+    spec = TargetSpec.of(describe(source), keep_biases=True, keep_scaling=False)
+    return source, load_target(target_config(source, spec, sizes, NORMS["portable"], dtype=dtype, exact=False))
 
 
 def make_models(options: argparse.Namespace, device: torch.device) -> list[PreTrainedModel]:

@@ -104,7 +104,6 @@ def test_a_head_dim_that_is_not_given_is_computed(written, family):
 def test_which_projections_have_biases(written, family, keys, biases):
     spec = written(family, **keys)
     assert spec.biases == {f"{kind}_proj" for kind in biases}
-    assert spec.input_size == spec.hidden_size + bool(biases)
 
 
 def test_without_key_value_heads_there_are_as_many_as_heads(written):

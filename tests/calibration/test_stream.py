@@ -7,6 +7,7 @@ from transmla.arch.experts import Expert
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.spec import describe, load_config
 from transmla.calibration.stream import SourceStream, add_experts
+from transmla.deepseek.target_spec import TargetSpec
 
 CPU = torch.device("cpu")
 WINDOWS, TOKENS = 7, 11
@@ -50,7 +51,7 @@ def open_stream(source, model, windows, *, dtype=torch.float32, batch_size=3):
     config = load_config(source)
     return SourceStream(
         Skeleton(config),
-        describe(config),
+        TargetSpec.of(describe(config), keep_biases=True, keep_scaling=False),
         model.model.embed_tokens.weight.detach(),
         windows,
         device=CPU,

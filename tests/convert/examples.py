@@ -7,20 +7,20 @@ from typing import Any
 import torch
 
 from transmla.arch.families import FAMILIES
-from transmla.arch.spec import AttentionSpec
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.config import ConvertRequest
 from transmla.convert.methods.base import ConvertedLayer, LayerGoal, MethodOptions
 from transmla.convert.methods.exact import Exact
 from transmla.convert.methods.fitted import Fitted, FittedOptions
 from transmla.convert.methods.rorope import RoRoPE
+from transmla.deepseek.target_spec import TargetSpec
 from transmla.linalg.rotary import rope_frequencies
 
 HIDDEN, TOKENS = 22, 7
 
 
 def make_spec(*, heads: int = 6, kv_heads: int = 2, head_dim: int = 16, hidden: int = 48, layers: int = 2):
-    return AttentionSpec(
+    return TargetSpec(
         family=FAMILIES["llama"],
         model_type="llama",
         hidden_size=hidden,

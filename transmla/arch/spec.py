@@ -37,10 +37,8 @@ class AttentionSpec:
         frequencies: θ_l of each rotary pair, in radians per token, as the source model computes them.
         rope_theta, rope_type: base of the frequencies and how they were scaled.
         rope_scaling: type and parameters of the scaling, as transformers' config has them.
-        keep_scaling: whether the target's slots are scaled as the source's pairs are; plain otherwise.
         logit_scale: factor on the logits that comes with the scaling (YaRN, LongRoPE).
         biases: projections of attention that have one.
-        keep_biases: whether the target has them, too.
         mixture: the experts, where the MLP is a mixture of them.
         unread: keys of config.json that are set, and that transformers does not read.
     """
@@ -61,9 +59,7 @@ class AttentionSpec:
     frequencies: Float[Tensor, " pair"]
     rope_scaling: Mapping[str, Any]
     logit_scale: float = 1.0
-    keep_scaling: bool = False
     biases: frozenset[str] = frozenset()
-    keep_biases: bool = True
     mixture: Mixture | None = None
     unread: frozenset[str] = frozenset()
 
@@ -86,21 +82,6 @@ class AttentionSpec:
     def cache_numbers(self) -> int:
         """Numbers cached per token and layer: keys and values."""
         return 2 * self.key_size
-
-    @property
-    def biased(self) -> bool:
-        """Whether the target has biases."""
-        return self.keep_biases and bool(self.biases)
-
-    @property
-    def nonlinear(self) -> frozenset[str]:
-        """Projections that the target cannot hold as they are: what they make of their input is no matrix times it."""
-        return frozenset(self.family.head_norms) | (frozenset() if self.keep_biases else self.biases)
-
-    @property
-    def input_size(self) -> int:
-        """Numbers in the input of attention, with a last one that is always 1 where the target has biases."""
-        return self.hidden_size + self.biased
 
     def layer_prefix(self, index: int) -> str:
         """Return the prefix of every tensor of decoder layer ``index``."""

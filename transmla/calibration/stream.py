@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transmla.arch.arguments import refuse_arguments
 from transmla.arch.experts import EXPERTS, Expert
 from transmla.arch.skeleton import Skeleton
-from transmla.arch.spec import AttentionSpec
+from transmla.deepseek.target_spec import TargetSpec
 
 
 class Attended(NamedTuple):
@@ -52,7 +52,7 @@ class ResidualStream:
 
     def __init__(
         self,
-        spec: AttentionSpec,
+        spec: TargetSpec,
         hidden: Float[Tensor, "windows tokens hidden"],
         *,
         dtype: torch.dtype,
@@ -137,7 +137,7 @@ class SourceStream(ResidualStream):
     def __init__(
         self,
         skeleton: Skeleton,
-        spec: AttentionSpec,
+        spec: TargetSpec,
         embedding: Float[Tensor, "vocab hidden"],
         windows: Int[Tensor, "windows tokens"],
         *,
@@ -199,7 +199,7 @@ class ConvertedStream(ResidualStream):
 
     def __init__(
         self,
-        spec: AttentionSpec,
+        spec: TargetSpec,
         hidden: Float[Tensor, "windows tokens hidden"],
         rotary: tuple[Tensor, Tensor],
         *,

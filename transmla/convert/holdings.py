@@ -13,11 +13,11 @@ from functools import cached_property
 import torch
 
 from transmla.arch.experts import is_expert
-from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest
 from transmla.convert.methods.base import Method
 from transmla.convert.methods.fitted import REFINE_STEPS
 from transmla.deepseek.sizes import MLASizes
+from transmla.deepseek.target_spec import TargetSpec
 
 SINGLE, DOUBLE, COMPLEX = 4, 8, 16
 # As in `transmla.calibration.moments`: probabilities at once, and queries between two that are pooled.
@@ -42,7 +42,7 @@ class Holdings:
     """
 
     request: ConvertRequest
-    spec: AttentionSpec
+    spec: TargetSpec
     sizes: MLASizes
     layer: Mapping[str, Iterable[int]]
     method: Method

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from transmla.arch.experts import ExpertNames, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
-from transmla.arch.spec import AttentionSpec
 from transmla.arch.weight_names import left_over
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
@@ -33,6 +32,7 @@ from transmla.deepseek.engines import ENGINES, dictating, engines_for
 from transmla.deepseek.names import LAYERS, layer_prefix
 from transmla.deepseek.neutral_norm import NORMS, NeutralNorm, residual_scale
 from transmla.deepseek.sizes import MLASizes
+from transmla.deepseek.target_spec import TargetSpec
 from transmla.device import choose_device
 from transmla.errors import CheckpointError, OutputError, UsageError
 from transmla.versions import loaded_versions
@@ -58,7 +58,7 @@ class ConversionPlan:
 
     request: ConvertRequest
     opened: OpenedSource
-    spec: AttentionSpec
+    spec: TargetSpec
     reader: CheckpointReader
     device: torch.device
     method: Method

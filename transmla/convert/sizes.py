@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName
 from transmla.config.refusal import HALF, Change, Refusal
 from transmla.convert.methods import find_method
 from transmla.deepseek.engines import ENGINES, dictating, fit_engine
 from transmla.deepseek.sizes import MLASizes
+from transmla.deepseek.target_spec import TargetSpec
 
 #: Windows on which splits of a budget are compared: enough to rank them, for they differ far more than windows do.
 PREDICTION_WINDOWS = 16
@@ -16,7 +16,7 @@ PREDICTION_WINDOWS = 16
 NO_SIZES: Change = {"kv_lora_rank": None, "qk_rope_head_dim": None, "kv_ratio": None, "exact": False}
 
 
-def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
+def choose_sizes(request: ConvertRequest, spec: TargetSpec) -> MLASizes:
     """Settle every size before any weight is read.
 
     Raises:
@@ -57,7 +57,7 @@ def choose_sizes(request: ConvertRequest, spec: AttentionSpec) -> MLASizes:
     return sizes
 
 
-def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLASizes, ...]:
+def candidate_splits(request: ConvertRequest, spec: TargetSpec) -> tuple[MLASizes, ...]:
     """Return the ways to share a budget (``--kv-ratio``) out between latent and rotary key, the plain rule's first.
 
     Where the sizes are given, or an engine dictates them, there is one way only.
@@ -76,12 +76,12 @@ def candidate_splits(request: ConvertRequest, spec: AttentionSpec) -> tuple[MLAS
     return chosen, *(replace(chosen, kv_lora_rank=total - rope, qk_rope_head_dim=rope) for rope in others)
 
 
-def rope_sizes(spec: AttentionSpec) -> list[int]:
+def rope_sizes(spec: TargetSpec) -> list[int]:
     """Return the rotary sizes that the source's keys can fill."""
     return list(range(2, spec.key_size + 1, 2))
 
 
-def freq_folds(spec: AttentionSpec, qk_rope_head_dim: int) -> list[int]:
+def freq_folds(spec: TargetSpec, qk_rope_head_dim: int) -> list[int]:
     """Return the numbers of neighboring frequencies that can share ``qk_rope_head_dim/2`` slots evenly.
 
     A fold f cuts the pairs into groups of f; each group gets the same whole number of slots. One group of all pairs
@@ -108,7 +108,7 @@ def _instead(request: ConvertRequest, change: Change) -> Change:
     return {**change, **{field: NO_SIZES[field] for fields in _ways(request).values() for field in fields}, **change}
 
 
-def _other_size(request: ConvertRequest, spec: AttentionSpec) -> list[Change]:
+def _other_size(request: ConvertRequest, spec: TargetSpec) -> list[Change]:
     """Propose the one of the two sizes that is missing."""
     caches = [cache for name in request.engine for cache in ENGINES[name].caches]
     if request.kv_lora_rank is not None:
@@ -121,11 +121,11 @@ def _other_size(request: ConvertRequest, spec: AttentionSpec) -> list[Change]:
     return [{"kv_lora_rank": ranks[0] if ranks else rank}] if ranks or rank > 0 else []
 
 
-def _plain(kv_lora_rank: int, qk_rope_head_dim: int, spec: AttentionSpec) -> MLASizes:
+def _plain(kv_lora_rank: int, qk_rope_head_dim: int, spec: TargetSpec) -> MLASizes:
     return MLASizes(kv_lora_rank, qk_rope_head_dim, spec.head_dim, spec.head_dim)
 
 
-def _sizes_for_ratio(ratio: float, spec: AttentionSpec, engines: tuple[EngineName, ...]) -> MLASizes:
+def _sizes_for_ratio(ratio: float, spec: TargetSpec, engines: tuple[EngineName, ...]) -> MLASizes:
     """Split a cache budget without data: a quarter for the rotary key, rounded down to a power of two."""
     budget = ratio * spec.cache_numbers
     if dictating(engines):
@@ -154,12 +154,12 @@ def _sizes_for_ratio(ratio: float, spec: AttentionSpec, engines: tuple[EngineNam
     return _plain(total - ropes[-1], ropes[-1], spec)
 
 
-def _powers_of_two(spec: AttentionSpec, largest: float) -> list[int]:
+def _powers_of_two(spec: TargetSpec, largest: float) -> list[int]:
     """Return the rotary sizes up to ``largest`` that can be shared out among the frequencies."""
     return [size for size in rope_sizes(spec) if size <= largest and size & (size - 1) == 0]
 
 
-def _check_range(request: ConvertRequest, sizes: MLASizes, spec: AttentionSpec) -> None:
+def _check_range(request: ConvertRequest, sizes: MLASizes, spec: TargetSpec) -> None:
     """Refuse what cannot help; an engine's fixed size may exceed what the source fills, the rest is zeros."""
     ropes, padded = rope_sizes(spec), bool(dictating(request.engine))
     if sizes.qk_rope_head_dim not in ropes and not (padded and sizes.qk_rope_head_dim > ropes[-1]):

@@ -1,6 +1,6 @@
 """What may be asked of a source: flags that go together, and those that do not."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +13,7 @@ from transmla.convert.methods.fitted import Fitted
 from transmla.convert.sizes import choose_sizes, freq_folds
 from transmla.deepseek.engines import ENGINES, engines_for
 from transmla.deepseek.sizes import MLASizes
+from transmla.deepseek.target_spec import TargetSpec
 from transmla.errors import CheckpointError, UsageError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,7 +34,7 @@ class Choices:
         dtype: of the written weights.
     """
 
-    spec: AttentionSpec
+    spec: TargetSpec
     method: Method
     sizes: MLASizes
     folds: tuple[int, ...]
@@ -52,26 +53,26 @@ def choose(request: ConvertRequest, spec: AttentionSpec, *, stored: torch.dtype)
         Refusal: why it is not possible, and what might be.
         CheckpointError: a source of a type that cannot be converted.
     """
-    spec = target_spec(request, spec)
+    target = target_spec(request, spec)
     method = find_method(request)
-    check_possible(request, spec)
-    sizes = choose_sizes(request, spec)
-    check_method(request, spec, sizes, method)
-    _check_loadable(request, spec, sizes)
-    folds, dtype = choose_folds(request, spec, sizes, method), storage_dtype(request, stored, sizes)
-    return Choices(spec=spec, method=method, sizes=sizes, folds=folds, dtype=dtype)
+    check_possible(request, target)
+    sizes = choose_sizes(request, target)
+    check_method(request, target, sizes, method)
+    _check_loadable(request, target, sizes)
+    folds, dtype = choose_folds(request, target, sizes, method), storage_dtype(request, stored, sizes)
+    return Choices(spec=target, method=method, sizes=sizes, folds=folds, dtype=dtype)
 
 
-def target_spec(request: ConvertRequest, spec: AttentionSpec) -> AttentionSpec:
+def target_spec(request: ConvertRequest, spec: AttentionSpec) -> TargetSpec:
     """Return the source's description with what the target keeps of it.
 
     Scaled frequencies are kept where all engines that are asked for compute them; a checkpoint for any engine is plain.
     """
     kept = bool(request.engine) and all(spec.rope_type in ENGINES[name].scaled_ropes for name in request.engine)
-    return replace(spec, keep_biases=request.biases == "keep", keep_scaling=kept and not request.exact)
+    return TargetSpec.of(spec, keep_biases=request.biases == "keep", keep_scaling=kept and not request.exact)
 
 
-def check_possible(request: ConvertRequest, spec: AttentionSpec) -> None:
+def check_possible(request: ConvertRequest, spec: TargetSpec) -> None:
     """Refuse what no text and no sizes make possible for this source.
 
     Raises:
@@ -86,7 +87,7 @@ def check_possible(request: ConvertRequest, spec: AttentionSpec) -> None:
         raise Refusal("--biases merge has no place for a bias on the output of attention", {"biases": "keep"})
 
 
-def check_method(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: Method) -> None:
+def check_method(request: ConvertRequest, spec: TargetSpec, sizes: MLASizes, method: Method) -> None:
     """Refuse flags that contradict each other or the source.
 
     Raises:
@@ -146,12 +147,12 @@ def _check_learning(request: ConvertRequest, sizes: MLASizes, method: Method) ->
         raise Refusal("--latent-norm fitted takes one latent number, and there is only one", {"kv_lora_rank": 2})
 
 
-def _check_routing(request: ConvertRequest, spec: AttentionSpec) -> None:
+def _check_routing(request: ConvertRequest, spec: TargetSpec) -> None:
     if spec.mixture and request.calibration in ((), ("none",)):
         raise Refusal("The routing of the experts needs a text, to find what all tokens have in common", TEXT)
 
 
-def _check_loadable(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes) -> None:
+def _check_loadable(request: ConvertRequest, spec: TargetSpec, sizes: MLASizes) -> None:
     """Refuse what no engine loads, whatever its sizes are.
 
     Raises:
@@ -175,7 +176,7 @@ def _check_loadable(request: ConvertRequest, spec: AttentionSpec, sizes: MLASize
     )
 
 
-def choose_folds(request: ConvertRequest, spec: AttentionSpec, sizes: MLASizes, method: Method) -> tuple[int, ...]:
+def choose_folds(request: ConvertRequest, spec: TargetSpec, sizes: MLASizes, method: Method) -> tuple[int, ...]:
     """Return how many neighboring frequencies may share slots.
 
     Raises:

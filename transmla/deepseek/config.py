@@ -11,9 +11,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import transmla
 from transmla.arch.experts import Mixture
-from transmla.arch.spec import AttentionSpec
 from transmla.deepseek.neutral_norm import NeutralNorm
 from transmla.deepseek.sizes import MLASizes
+from transmla.deepseek.target_spec import TargetSpec
 from transmla.linalg.rotary import rope_frequencies
 
 _ROUTING: dict[str, Any] = {
@@ -31,7 +31,7 @@ _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "a
 
 def target_config(
     source: PretrainedConfig,
-    spec: AttentionSpec,
+    spec: TargetSpec,
     sizes: MLASizes,
     norm: NeutralNorm,
     *,
@@ -79,7 +79,7 @@ def target_config(
     }
 
 
-def _experts(spec: AttentionSpec, sizes: MLASizes) -> dict[str, Any]:
+def _experts(spec: TargetSpec, sizes: MLASizes) -> dict[str, Any]:
     mixture = spec.mixture
     if mixture is None:
         # No dense layer instantiates an expert, but strict configs and converters want the keys.
@@ -100,7 +100,7 @@ def load_target(config: dict[str, Any]) -> DeepseekV3Config:
     return DeepseekV3Config.from_dict(copy.deepcopy(config))
 
 
-def target_frequencies(spec: AttentionSpec, sizes: MLASizes) -> Float[Tensor, " slot"]:
+def target_frequencies(spec: TargetSpec, sizes: MLASizes) -> Float[Tensor, " slot"]:
     """Return the frequency of each rotary slot under :func:`target_config`, where it is not exact."""
     if not spec.keep_scaling:
         return rope_frequencies(spec.rope_theta, sizes.qk_rope_head_dim)
@@ -114,12 +114,12 @@ def target_frequencies(spec: AttentionSpec, sizes: MLASizes) -> Float[Tensor, " 
     return frequencies
 
 
-def _scaled_grid(spec: AttentionSpec) -> dict[str, Any]:
+def _scaled_grid(spec: TargetSpec) -> dict[str, Any]:
     """Scale the slots as the source scales its pairs."""
     return {"type": spec.rope_type, **spec.rope_scaling}
 
 
-def _plain_grid(spec: AttentionSpec) -> dict[str, Any]:
+def _plain_grid(spec: TargetSpec) -> dict[str, Any]:
     """Write plain RoPE as YaRN with factor 1: vLLM turns every other spelling into something else."""
     return {
         "type": "yarn",
@@ -133,7 +133,7 @@ def _plain_grid(spec: AttentionSpec) -> dict[str, Any]:
     }
 
 
-def _own_grid(spec: AttentionSpec) -> dict[str, Any]:
+def _own_grid(spec: TargetSpec) -> dict[str, Any]:
     """Give every slot its own frequency, 1 / factor, for plain RoPE to the last bit of the source's.
 
     See docs/concepts/checkpoint-format.md, "RoPE in exact mode".

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from transmla.arch.spec import AttentionSpec
 from transmla.config import ConvertRequest, EngineName, Profile
 from transmla.config.refusal import HALF, Refusal
 from transmla.deepseek.sizes import MLASizes
+from transmla.deepseek.target_spec import TargetSpec
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def dictating(engines: Sequence[EngineName]) -> list[EngineName]:
     return [name for name in engines if ENGINES[name].caches]
 
 
-def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profile: Profile, exact: bool) -> MLASizes:
+def fit_engine(sizes: MLASizes, spec: TargetSpec, name: EngineName, *, profile: Profile, exact: bool) -> MLASizes:
     """Pad what an engine lets be padded.
 
     Raises:
@@ -114,7 +114,7 @@ def fit_engine(sizes: MLASizes, spec: AttentionSpec, name: EngineName, *, profil
     return _pad_heads(sizes, engine)
 
 
-def engines_for(sizes: MLASizes, spec: AttentionSpec, request: ConvertRequest) -> list[EngineName]:
+def engines_for(sizes: MLASizes, spec: TargetSpec, request: ConvertRequest) -> list[EngineName]:
     """Return the engines that load a checkpoint of exactly these sizes."""
     names = []
     for name, engine in ENGINES.items():
