@@ -43,5 +43,9 @@ class BusyError(OutputError):
     """An output folder that another process is writing."""
 
 
+class PublishedError(OutputError):
+    """An output folder that another process has published since this one looked."""
+
+
 class TrainingError(TransMLAError):
     """A training whose numbers went wrong."""

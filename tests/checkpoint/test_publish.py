@@ -8,7 +8,7 @@ import pytest
 
 from transmla.checkpoint.journal import Journal
 from transmla.checkpoint.publish import Staging, check_free_space, check_output, staging_folder
-from transmla.errors import OutputError
+from transmla.errors import OutputError, PublishedError
 
 
 def names(folder):
@@ -345,7 +345,7 @@ def test_free_space(output):
 def test_an_output_that_has_come_since_is_refused_before_the_work(output):
     output.mkdir(parents=True)
     (output / "config.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"is not empty; choose another folder, or replace it with --overwrite"):
+    with pytest.raises(PublishedError, match=r"is not empty; choose another folder, or replace it with --overwrite"):
         Staging(output, identity="x")
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     with Staging(output, identity="x", overwrite=True) as staging:

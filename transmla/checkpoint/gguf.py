@@ -22,7 +22,7 @@ from transmla.checkpoint.gguf_metadata import check_metadata
 from transmla.checkpoint.model_files import find_licenses
 from transmla.checkpoint.publish import Staging
 from transmla.checkpoint.safe_paths import find_file
-from transmla.errors import BusyError, CheckpointError
+from transmla.errors import BusyError, CheckpointError, PublishedError
 
 
 def stage_gguf(folder: Path, gguf_file: str) -> Path:
@@ -62,13 +62,14 @@ def cache_folder() -> Path:
 def _stage(path: Path, staged: Path, digest: str) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError("Reading GGUF files needs the gguf package: pip install 'transmla[gguf]'.")
-    with Staging(staged, identity=digest) as staging:
-        if staged.is_dir():
-            return  # Another process has published it since it was looked for.
-        _dequantize(path, staging.folder)
-        for licence in find_licenses(path.parent):
-            shutil.copyfile(licence, staging.folder / licence.name)
-        staging.publish()
+    try:
+        with Staging(staged, identity=digest) as staging:
+            _dequantize(path, staging.folder)
+            for license_file in find_licenses(path.parent):
+                shutil.copyfile(license_file, staging.folder / license_file.name)
+            staging.publish()
+    except PublishedError:
+        return  # The same file, made by another process since it was looked for.
 
 
 def _dequantize(path: Path, output_dir: Path) -> None:

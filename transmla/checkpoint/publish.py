@@ -21,7 +21,7 @@ from types import TracebackType
 
 from transmla.checkpoint.disk import fsync
 from transmla.checkpoint.journal import Identity, Journal
-from transmla.errors import BusyError, CheckpointError, OutputError
+from transmla.errors import BusyError, CheckpointError, OutputError, PublishedError
 
 
 def check_output(output_dir: Path, *, source_folder: Path | None, overwrite: bool) -> None:
@@ -106,6 +106,7 @@ class Staging:
 
         Raises:
             BusyError: another process is writing the same output.
+            PublishedError: another process has published it meanwhile, and it is not to be replaced.
             OutputError: the work to resume belongs to another request, or the folder cannot be created.
         """
         self._output = output_dir.resolve()
@@ -120,7 +121,7 @@ class Staging:
                 # Whoever held the lock has published since this run looked.
                 self.discard()
                 os.close(self._lock)
-                raise OutputError(_not_empty(output_dir))
+                raise PublishedError(_not_empty(output_dir))
             self.journal = Journal(self._root / "journal.jsonl", check=self.check)
             self.resumed = resume and bool(self.journal.entries) and self.folder.is_dir()
             before = self.journal.identity if renamed is None else renamed(self.journal.identity)
