@@ -26,7 +26,7 @@ from tests.convert.models import (
 from tests.convert.naive import latent_attention, relative_error, rms_norm
 from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
 from transmla.convert.fit.heal import heal_layer
-from transmla.convert.fit.latent_norm import live_norm
+from transmla.convert.fit.latent_norm import fitted_norm
 from transmla.convert.fit.targets import LayerTargets
 from transmla.convert.plan import plan_conversion
 from transmla.convert.run import convert
@@ -64,7 +64,7 @@ def near_constant(noise):
 
 @pytest.fixture(scope="module")
 def live(plain):
-    return live_norm(plain, *seen_by(near_constant(0.1)), batch_size=7)
+    return fitted_norm(plain, *seen_by(near_constant(0.1)), batch_size=7)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def output(tmp_path):
 def test_the_error_is_the_one_of_the_anchor(plain, noise, most):
     """The nearer a functional of the input is to a constant, the less a norm does to keys and values."""
     seen, unseen = near_constant(noise).split([30, 10])
-    layer = live_norm(plain, *seen_by(seen), batch_size=7)
+    layer = fitted_norm(plain, *seen_by(seen), batch_size=7)
     assert layer.latent.shape == (RANK + 1, HIDDEN)
     error = relative_error(layer.attend(unseen, THETA), plain.attend(unseen, THETA))
     assert error < most  # measured 0.014, 0.058, 0.20
@@ -107,7 +107,7 @@ def test_the_eps_of_an_engine_does_not_matter(live):
 def test_what_was_folded_unfolds_to_the_same_attention(live, sizes):
     moment = torch.eye(HIDDEN).double()
     tensors = to_deepseek(live, sizes, NORMS["portable"], input_moment=moment, input_bound=1.0, residual=0.3)
-    unfolded = from_deepseek(tensors, sizes, NORMS["portable"], residual=0.3, live=True)
+    unfolded = from_deepseek(tensors, sizes, NORMS["portable"], residual=0.3, own_norm=True)
     assert unfolded.latent.shape == (sizes.kv_lora_rank, HIDDEN)
     x = near_constant(0.1)[0]
     # Zeros make the mean square smaller beside the eps: measured 5e-7.

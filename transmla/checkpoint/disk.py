@@ -28,6 +28,20 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{error.filename or path} cannot be written: {error.strerror or error}.") from None
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that appears, or replaces one, when it is complete.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
 def fsync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk and outlives a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -9,11 +9,11 @@ import typer
 
 from transmla.cli.output import show
 from transmla.cli.progress import choose_progress
-from transmla.cli.request_options import AsJson, Quiet, takes
+from transmla.cli.request_options import AsJson, Quiet, takes_request
 from transmla.config import BenchRequest
 
 
-@takes(BenchRequest, "bench")
+@takes_request("bench")
 def bench_models(
     request: BenchRequest,
     plot: Annotated[Path | None, typer.Option(help="Draw speed and memory into this file (png, svg or pdf).")] = None,

@@ -9,11 +9,11 @@ import typer
 from transmla.cli.output import show
 from transmla.cli.progress import choose_progress, warn
 from transmla.cli.push import PushToHub, pushing
-from transmla.cli.request_options import AsJson, Overwrite, Quiet, Resume, takes
+from transmla.cli.request_options import AsJson, Overwrite, Quiet, Resume, takes_request
 from transmla.config import ConvertRequest
 
 
-@takes(ConvertRequest, "convert")
+@takes_request("convert")
 def convert_model(
     request: ConvertRequest,
     dry_run: Annotated[

@@ -9,11 +9,11 @@ import typer
 
 from transmla.cli.output import show
 from transmla.cli.progress import choose_progress, warn
-from transmla.cli.request_options import AsJson, Quiet, takes
+from transmla.cli.request_options import AsJson, Quiet, takes_request
 from transmla.config import EvalRequest
 
 
-@takes(EvalRequest, "eval")
+@takes_request("eval")
 def evaluate_models(
     request: EvalRequest,
     report: Annotated[

@@ -12,11 +12,11 @@ import typer
 from transmla.cli.output import show
 from transmla.cli.progress import choose_progress, speaks, warn
 from transmla.cli.push import PushToHub, pushing
-from transmla.cli.request_options import AsJson, Overwrite, Quiet, Resume, takes
+from transmla.cli.request_options import AsJson, Overwrite, Quiet, Resume, takes_request
 from transmla.config import FinetuneRequest
 
 
-@takes(FinetuneRequest, "finetune")
+@takes_request("finetune")
 def finetune_model(
     request: FinetuneRequest,
     dry_run: Annotated[

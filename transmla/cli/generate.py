@@ -6,13 +6,13 @@ import sys
 
 from transmla.cli.output import show
 from transmla.cli.progress import choose_progress
-from transmla.cli.request_options import AsJson, Quiet, takes
+from transmla.cli.request_options import AsJson, Quiet, takes_request
 from transmla.config import GenerateRequest
 from transmla.errors import UsageError
 from transmla.generate.report import GenerationReport
 
 
-@takes(GenerateRequest, "generate")
+@takes_request("generate")
 def generate_text(request: GenerateRequest, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Answer a prompt, or continue it where the model has no chat template; the text comes as it is made."""
     if request.prompt == "-":

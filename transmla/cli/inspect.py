@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from transmla.cli.output import show
-from transmla.cli.request_options import AsJson, takes
+from transmla.cli.request_options import AsJson, takes_request
 from transmla.config import InspectRequest
 
 
-@takes(InspectRequest, "inspect")
+@takes_request("inspect")
 def inspect_model(request: InspectRequest, as_json: AsJson = False) -> None:
     """Read config and headers only: sizes, KV cache, ways to convert, and engines that load the result."""
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from transmla.config import Request
+from transmla.config import REQUESTS, Request
 from transmla.config.recipes import find_recipe
 
 Recipe = Annotated[
@@ -28,13 +28,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT_DIR
 IN_A_RECIPE_ONLY = "; in a recipe only."
 
 
-def takes(request: type[Request], command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a Typer command of a function whose first parameter is a request.
-
-    Args:
-        request: its class.
-        command: name of the command, whose shipped recipes ``--config`` finds.
-    """
+def takes_request(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the Typer command of that name of a function whose first parameter is its request."""
+    request = REQUESTS[command]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

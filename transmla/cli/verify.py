@@ -6,11 +6,11 @@ import typer
 
 from transmla.cli.output import show
 from transmla.cli.progress import choose_progress
-from transmla.cli.request_options import AsJson, Quiet, takes
+from transmla.cli.request_options import AsJson, Quiet, takes_request
 from transmla.config import VerifyRequest
 
 
-@takes(VerifyRequest, "verify")
+@takes_request("verify")
 def verify_model(request: VerifyRequest, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Check a checkpoint: files, shapes, values, checksums, and with its source the logits; 1 if one fails."""
     # Only now: PyTorch and Transformers take seconds to import, and --help must not wait for them.

@@ -65,11 +65,11 @@ def to_deepseek(
 
 
 def from_deepseek(
-    tensors: Mapping[str, Tensor], sizes: MLASizes, norm: NeutralNorm, *, residual: float, live: bool = False
+    tensors: Mapping[str, Tensor], sizes: MLASizes, norm: NeutralNorm, *, residual: float, own_norm: bool = False
 ) -> LatentAttention:
     """Read the plain factors back from what :func:`to_deepseek` wrote; its padding stays, its query scale too.
 
-    ``live`` says that the layer had a norm of its own.
+    ``own_norm`` says that the layer had a norm of its own.
     """
     tensors = dict(tensors)
     if f"{OUTPUT}.bias" in tensors:
@@ -90,8 +90,8 @@ def from_deepseek(
     return LatentAttention(
         query_nope=query_nope,
         query_rope=query_rope,
-        latent=rows if live else restored(KV_DOWN),
-        latent_norm=tensors[f"{LATENT_NORMS[KV_DOWN]}.weight"] if live else None,
+        latent=rows if own_norm else restored(KV_DOWN),
+        latent_norm=tensors[f"{LATENT_NORMS[KV_DOWN]}.weight"] if own_norm else None,
         key_rope=key_rope,
         key_up=key_up,
         value_up=value_up,

@@ -15,7 +15,7 @@ from transmla.calibration.moments import AttentionWeights, Moments, MomentSums
 from transmla.calibration.stream import Attended, add_expert
 from transmla.convert.deepseek_tensors import from_deepseek, to_deepseek
 from transmla.convert.fit.heal import heal_layer
-from transmla.convert.fit.latent_norm import live_norm
+from transmla.convert.fit.latent_norm import fitted_norm
 from transmla.convert.fit.refit import refit_output
 from transmla.convert.fit.routing import RouterInputs
 from transmla.convert.fit.targets import LayerTargets, relative_error
@@ -116,10 +116,10 @@ class LayerConverter:
             converted = self._finish(index, source, attention, moments)
             write(converted)
             # What is stored is what the layers above will meet, rounding included.
-            as_stored = self._unfold(self._attention_tensors(converted))
-            errors["relative_error"] = self._error(as_stored, heldout)
+            written = self._unfold(self._attention_tensors(converted))
+            errors["relative_error"] = self._error(written, heldout)
             if self._converted is not None and not self._is_last(index):
-                self._advance_converted(layer, as_stored)
+                self._advance_converted(layer, written)
         self._pass_experts(index, write)
         return LayerReport(layer=index, freq_fold=fold, **errors)
 
@@ -213,8 +213,8 @@ class LayerConverter:
         request = self._plan.request
         if fit is None or moments is None:
             return attention, {}
-        if self._plan.live:
-            attention = live_norm(attention, fit, moments.uniform, batch_size=request.batch_size)
+        if self._plan.fits_latent_norm:
+            attention = fitted_norm(attention, fit, moments.uniform, batch_size=request.batch_size)
         errors = {"error_before_refit": self._error(attention, heldout)}
         if self._plan.method.refits:
             attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
@@ -269,7 +269,7 @@ class LayerConverter:
     def _unfold(self, stored: dict[str, Tensor]) -> LatentAttention:
         tensors = {name: tensor.to(self._plan.device, torch.float32) for name, tensor in stored.items()}
         plan = self._plan
-        return from_deepseek(tensors, plan.sizes, plan.norm, residual=plan.residual, live=plan.live)
+        return from_deepseek(tensors, plan.sizes, plan.norm, residual=plan.residual, own_norm=plan.fits_latent_norm)
 
     @staticmethod
     def _attention_tensors(converted: Mapping[str, Tensor]) -> dict[str, Tensor]:

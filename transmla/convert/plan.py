@@ -106,7 +106,7 @@ class ConversionPlan:
         return left_over(self.reader.headers, self.source_shapes, self.spec.family)
 
     @property
-    def live(self) -> bool:
+    def fits_latent_norm(self) -> bool:
         """Whether the latent norm is a real one."""
         return self.request.latent_norm == "fitted"
 
@@ -121,7 +121,7 @@ class ConversionPlan:
         """Return what one layer is converted to, at ``sizes``."""
         return LayerGoal(
             # One number is for the length of the latent.
-            kv_lora_rank=sizes.kv_lora_rank - self.live,
+            kv_lora_rank=sizes.kv_lora_rank - self.fits_latent_norm,
             slot_frequencies=target_frequencies(self.spec, sizes).to(self.device),
             pair_frequencies=self.spec.frequencies.double().to(self.device),
             folds=folds,
@@ -144,7 +144,7 @@ class ConversionPlan:
         files = sorted({"config.json", *(header.file for header in self.reader.headers.values())})
         stamps = {name: file_stamp(self.source.folder / name) for name in files}
         return {
-            **{name: f"{version}" for name, version in loaded_versions()},
+            **loaded_versions().model_dump(),
             "kind of device": self.device.type,
             **{ConvertRequest.spell(field): value for field, value in request.items()},
             "files of the source": _digest(json.dumps([headers, stamps]).encode()),

@@ -133,17 +133,17 @@ def _rope_name(kind: str) -> str:
 
 
 def _check_learning(request: ConvertRequest, sizes: MLASizes, method: Method) -> None:
-    live = request.latent_norm == "fitted"
+    fits_norm = request.latent_norm == "fitted"
     needed: dict[str, object] = {} if method.learns_on_converted else {**_FITTED_METHOD}
     needed |= TEXT if "none" in request.calibration else {}
-    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm fitted", live)):
+    for flag, asked in (("--heal-steps", request.heal_steps), ("--latent-norm fitted", fits_norm)):
         if asked and needed:
             raise Refusal(f"{flag} needs --method fitted and a text to learn from", needed)
-    if live and request.profile != "portable":
+    if fits_norm and request.profile != "portable":
         raise Refusal(
             "--latent-norm fitted survives 8-bit blocks by itself, with --profile portable", {"profile": "portable"}
         )
-    if live and sizes.kv_lora_rank < 2:
+    if fits_norm and sizes.kv_lora_rank < 2:
         raise Refusal("--latent-norm fitted takes one latent number, and there is only one", {"kv_lora_rank": 2})
 
 

@@ -32,9 +32,6 @@ from transmla.progress import Progress, Silent, say_nothing
 from transmla.records import FORMAT_VERSION, Record
 from transmla.versions import loaded_versions
 
-# Parts that need a text besides.
-_ON_A_TEXT = ("--greedy-prompts", "--per-layer")
-
 
 def evaluate(
     request: EvalRequest, *, progress: Progress | None = None, tell: Callable[[str], None] = say_nothing
@@ -89,7 +86,7 @@ def _wanted_parts(request: EvalRequest) -> list[type[Part]]:
     """
     wanted = [part for part in PARTS.values() if part.wanted(request)]
     if not any(part.flags for part in wanted):
-        flags = [flag for part in PARTS.values() for flag in part.flags if flag not in _ON_A_TEXT]
+        flags = [flag for part in PARTS.values() if not part.on_first_text for flag in part.flags]
         raise UsageError(f"There is nothing to measure: pass {', '.join(flags[:-1])} or {flags[-1]}.")
     for part in wanted:
         part.check(request)

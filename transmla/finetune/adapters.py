@@ -25,7 +25,7 @@ def check_peft() -> None:
 
 
 def add_adapters(model: nn.Module, *, rank: int, alpha: int) -> list[str]:
-    """Add adapters to a model in place; return the names of what is trained: them, and latent norms that are live."""
+    """Add adapters to a model in place; return the names of what is trained: them, and latent norms that are fitted."""
     from peft import LoraConfig, inject_adapter_in_model
 
     there = {name.rpartition(".")[2] for name, _ in model.named_modules()}

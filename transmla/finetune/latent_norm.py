@@ -29,7 +29,7 @@ _EMPTY = 1e-10
 
 
 @torch.no_grad()
-def make_live(model: Any, plain: Reparametrization, batches: Iterable[dict[str, Tensor]]) -> Reparametrization:
+def fit_latent_norms(model: Any, plain: Reparametrization, batches: Iterable[dict[str, Tensor]]) -> Reparametrization:
     """Give the layers of a plain model, in place, a norm that is a real one.
 
     Args:

@@ -29,7 +29,7 @@ from transmla.finetune.distill.loss import Mix
 from transmla.finetune.distill.signal import CachedSignal, NoSignal, OnlineSignal, cache_teacher_logits
 from transmla.finetune.distill.student import Student
 from transmla.finetune.distill.teacher import Teacher
-from transmla.finetune.latent_norm import NUM_WINDOWS, make_live
+from transmla.finetune.latent_norm import NUM_WINDOWS, fit_latent_norms
 from transmla.finetune.parameters import choose_trained, take_types
 from transmla.finetune.prepare import Prepared
 from transmla.finetune.report import FinetuneReport, points_of
@@ -58,7 +58,7 @@ class Training:
         self.num_parameters = model.num_parameters()
         plain = reparametrize(model)
         if request.latent_norm == "fitted":
-            plain = make_live(model.to(arguments.device), plain, self._some_batches())
+            plain = fit_latent_norms(model.to(arguments.device), plain, self._some_batches())
         self.writer = NativeWriter(prepared.converted, model, plain, max_shard_size=request.max_shard_size)
         self.trained = choose_trained(model, request.train, lora_rank=request.lora_rank, lora_alpha=request.lora_alpha)
         take_types(model, halved=halved)

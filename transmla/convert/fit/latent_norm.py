@@ -16,7 +16,7 @@ from transmla.linalg.near_constant import near_constant
 
 
 @torch.no_grad()
-def live_norm(
+def fitted_norm(
     layer: LatentAttention, targets: LayerTargets, moment: Float64[Tensor, "hidden hidden"], *, batch_size: int
 ) -> LatentAttention:
     """Return a layer with one more number in its latent, and a norm on all of them.

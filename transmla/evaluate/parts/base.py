@@ -71,11 +71,13 @@ class Part(ABC):
         name: of its field in the report.
         record: what it finds; the report has any number of them.
         flags: by which it is asked for.
+        on_first_text: whether it compares conversions with their source on the first data set, and so needs both.
     """
 
     name: ClassVar[str]
     record: ClassVar[type[Record]]
     flags: ClassVar[tuple[str, ...]] = ()
+    on_first_text: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -89,7 +91,10 @@ class Part(ABC):
         Raises:
             TransMLAError: which flags, and what would do.
         """
-        return
+        if cls.on_first_text and not request.dataset:
+            raise UsageError(f"{cls.flags[0]} needs text: pass --dataset.")
+        if cls.on_first_text and not request.converted:
+            raise UsageError(f"{cls.flags[0]} compares a source with conversions of it: pass CONVERTED.")
 
     @classmethod
     def longest(cls, request: EvalRequest) -> tuple[int, str]:
@@ -124,15 +129,3 @@ class Part(ABC):
     def plots(cls, records: Sequence[Any], shown: Shown) -> Iterator[tuple[str, str]]:
         """Yield a title and an SVG for each of its plots."""
         yield from ()
-
-
-def need_text_and_conversions(request: EvalRequest, flag: str) -> None:
-    """Refuse a flag that compares a source with conversions of it, on a text, where one of them is missing.
-
-    Raises:
-        UsageError: which.
-    """
-    if not request.dataset:
-        raise UsageError(f"{flag} needs text: pass --dataset.")
-    if not request.converted:
-        raise UsageError(f"{flag} compares a source with conversions of it: pass CONVERTED.")

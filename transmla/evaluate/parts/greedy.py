@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transmla.config import EvalRequest
 from transmla.data.tokens import check_known
 from transmla.evaluate.lazy_model import LazyModel
-from transmla.evaluate.parts.base import Part, Setting, need_text_and_conversions
+from transmla.evaluate.parts.base import Part, Setting
 from transmla.evaluate.report.text_table import Shown, TextTable, percent
 from transmla.evaluate.result_cache import Arrays, ResultCache
 from transmla.evaluate.token_scores import score_tokens
@@ -59,16 +59,12 @@ class GreedyPart(Part):
     name = "greedy"
     record = GreedyReport
     flags = ("--greedy-prompts",)
+    on_first_text = True
 
     @classmethod
     def wanted(cls, request: EvalRequest) -> bool:
         """Return whether there are prompts."""
         return bool(request.greedy_prompts)
-
-    @classmethod
-    def check(cls, request: EvalRequest) -> None:
-        """Refuse prompts of no text, and a source alone."""
-        need_text_and_conversions(request, "--greedy-prompts")
 
     @classmethod
     def longest(cls, request: EvalRequest) -> tuple[int, str]:

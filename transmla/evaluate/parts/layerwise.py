@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transmla.config import EvalRequest
 from transmla.errors import UsageError
 from transmla.evaluate.lazy_model import LazyModel
-from transmla.evaluate.parts.base import Part, Setting, need_text_and_conversions
+from transmla.evaluate.parts.base import Part, Setting
 from transmla.evaluate.report.svg import as_svg, new_figure
 from transmla.evaluate.report.text_table import Shown, TextTable, small
 from transmla.evaluate.result_cache import Arrays, ResultCache
@@ -64,16 +64,12 @@ class LayerwisePart(Part):
     name = "layers"
     record = LayersReport
     flags = ("--per-layer",)
+    on_first_text = True
 
     @classmethod
     def wanted(cls, request: EvalRequest) -> bool:
         """Return whether it is asked for."""
         return request.per_layer
-
-    @classmethod
-    def check(cls, request: EvalRequest) -> None:
-        """Refuse windows of no text, and a source alone."""
-        need_text_and_conversions(request, "--per-layer")
 
     @classmethod
     def build(cls, setting: Setting) -> Iterator[Part]:

@@ -1,11 +1,4 @@
-"""Long context without a download: a needle in a haystack, and copying.
-
-**Needle.** Sentences about nothing, somewhere among them one that gives a number, and at the end the question for it.
-The model must say every token of the number. How deep the sentence lies, and how long the text is, are varied.
-
-**Copy.** Random words, and then the same words again: from the second of them on, whoever looks back far enough knows
-what comes. This is what induction heads do (Olsson et al., arXiv:2209.11895), and they live on exact positions.
-"""
+"""Long context without a download: a needle in a haystack, and copying (:mod:`transmla.data.synthetic`)."""
 
 from __future__ import annotations
 

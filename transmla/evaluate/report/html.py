@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from transmla.errors import OutputError
+from transmla.checkpoint.disk import replace_text
 from transmla.evaluate.report.plots import report_plots
 from transmla.evaluate.report.report import EvalReport
 from transmla.evaluate.report.tables import report_tables_of
@@ -77,9 +77,4 @@ def write_html(report: EvalReport, path: Path) -> None:
         texts=zip(texts, report.texts, strict=True),
         report=report,
     )
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
+    replace_text(path, page)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from transmla.errors import OutputError, UsageError
+from transmla.checkpoint.disk import output_errors, replace_text
+from transmla.errors import UsageError
 from transmla.evaluate.report.report import EvalReport
 from transmla.evaluate.report.tables import tables_of_one
 from transmla.evaluate.report.text_table import TextTable
@@ -36,13 +37,9 @@ def update_cards(report: EvalReport) -> None:
     """
     for number in range(1, len(report.models)):
         card = Path(report.models[number].name).expanduser() / _CARD_FILE
-        try:
+        with output_errors(card):
             text = card.read_text(encoding="utf-8") if card.exists() else ""
-            unfinished = card.with_name(f".{_CARD_FILE}.part")
-            unfinished.write_text(with_evaluation(text, report, number), encoding="utf-8")
-            unfinished.replace(card)
-        except OSError as error:
-            raise OutputError(f"{card} cannot be written: {error.strerror or error}.") from None
+        replace_text(card, with_evaluation(text, report, number))
 
 
 def with_evaluation(card: str, report: EvalReport, number: int) -> str:

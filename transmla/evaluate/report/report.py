@@ -57,8 +57,9 @@ def _from_first_format(values: dict[str, Any]) -> dict[str, Any]:
     count = len(values.get("models", ()))
 
     def completed(record: Any) -> Any:
-        scores = record["scores"] if isinstance(record, dict) else record.scores
-        return {**record, "scores": [None, *scores]} if isinstance(record, dict) and len(scores) < count else record
+        if not isinstance(record, dict) or len(record["scores"]) == count:
+            return record
+        return {**record, "scores": [None, *record["scores"]]}
 
     values = {**values, "greedy": [completed(record) for record in values.get("greedy", ())]}
     layers = list(values.get("layers", ()))
