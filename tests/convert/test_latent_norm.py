@@ -63,7 +63,7 @@ def near_constant(noise):
 
 
 @pytest.fixture(scope="module")
-def live(plain):
+def normed(plain):
     return fitted_norm(plain, *seen_by(near_constant(0.1)), batch_size=7)
 
 
@@ -90,37 +90,37 @@ def test_the_error_is_the_one_of_the_anchor(plain, noise, most):
     assert error < relative_error(bare.attend(unseen, THETA), plain.attend(unseen, THETA))
 
 
-def test_it_attends_as_the_double_loop(live):
+def test_it_attends_as_the_double_loop(normed):
     x = near_constant(0.1)[0]
     # RoPE's tables are in float32: measured 4e-8.
-    assert relative_error(live.attend(x.unsqueeze(0), THETA)[0], latent_attention(live, x, THETA)) < 1e-6
+    assert relative_error(normed.attend(x.unsqueeze(0), THETA)[0], latent_attention(normed, x, THETA)) < 1e-6
 
 
-def test_the_eps_of_an_engine_does_not_matter(live):
-    c = near_constant(0.1)[0] @ live.latent.T
-    norms = [rms_norm(c, live.latent_norm, eps) for eps in (0.0, 1e-6, 1e-5)]
+def test_the_eps_of_an_engine_does_not_matter(normed):
+    c = near_constant(0.1)[0] @ normed.latent.T
+    norms = [rms_norm(c, normed.latent_norm, eps) for eps in (0.0, 1e-6, 1e-5)]
     assert relative_error(norms[1], norms[0]) < 1e-6
     assert relative_error(norms[2], norms[0]) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [SIZES, PADDED])
-def test_what_was_folded_unfolds_to_the_same_attention(live, sizes):
+def test_what_was_folded_unfolds_to_the_same_attention(normed, sizes):
     moment = torch.eye(HIDDEN).double()
-    tensors = to_deepseek(live, sizes, NORMS["portable"], input_moment=moment, input_bound=1.0, residual=0.3)
+    tensors = to_deepseek(normed, sizes, NORMS["portable"], input_moment=moment, input_bound=1.0, residual=0.3)
     unfolded = from_deepseek(tensors, sizes, NORMS["portable"], residual=0.3, own_norm=True)
     assert unfolded.latent.shape == (sizes.kv_lora_rank, HIDDEN)
     x = near_constant(0.1)[0]
     # Zeros make the mean square smaller beside the eps: measured 5e-7.
-    assert relative_error(latent_attention(unfolded, x, THETA), latent_attention(live, x, THETA)) < 2e-6
+    assert relative_error(latent_attention(unfolded, x, THETA), latent_attention(normed, x, THETA)) < 2e-6
 
 
-def test_healing_trains_the_norm_as_well(plain, live):
+def test_healing_trains_the_norm_as_well(plain, normed):
     inputs = near_constant(0.1)
     other = plain.map(lambda factor: factor * (1 + 0.3 * randn(*factor.shape, seed=52)))
     taught = targets(inputs, other.attend(inputs, THETA))
-    healed = heal_layer(live, taught, THETA, steps=60, batch_size=8, seed=0)
-    assert taught.loss(healed, THETA) < 0.3 * taught.loss(live, THETA)  # measured 0.095
-    assert not torch.equal(healed.latent_norm, live.latent_norm)
+    healed = heal_layer(normed, taught, THETA, steps=60, batch_size=8, seed=0)
+    assert taught.loss(healed, THETA) < 0.3 * taught.loss(normed, THETA)  # measured 0.095
+    assert not torch.equal(healed.latent_norm, normed.latent_norm)
 
 
 @pytest.mark.parametrize("choices", [{}, {"q_lora_rank": 20}, {"heal_steps": 3}], ids=lambda choices: "-".join(choices))
@@ -136,7 +136,7 @@ def test_stock_transformers_computes_it(choices, source, output, calibration_tex
 def test_eight_bits_hold_it(source, tmp_path, calibration_text):
     """Round every projection to llama.cpp's q8_0: the neutralised rows are lost, these are not."""
     ids, changes = some_ids(1), {}
-    for norm in ("neutral", "live"):
+    for norm in ("neutral", "fitted"):
         convert(asked(source, tmp_path / norm, calibration_text, **(ASKED | {"latent_norm": norm})))
         model = load(tmp_path / norm)
         before = logits(model, ids)
@@ -144,8 +144,8 @@ def test_eight_bits_hold_it(source, tmp_path, calibration_text):
             for projection in (layer.self_attn.kv_a_proj_with_mqa, layer.self_attn.kv_b_proj):
                 projection.weight.data = q8_0(projection.weight.data)
         changes[norm] = difference(logits(model, ids), before)
-    assert changes["live"] < 0.1  # measured 0.062, neutral 4.8
-    assert changes["live"] < 0.1 * changes["neutral"]
+    assert changes["fitted"] < 0.1  # measured 0.062, neutral 4.8
+    assert changes["fitted"] < 0.1 * changes["neutral"]
 
 
 def q8_0(weight):

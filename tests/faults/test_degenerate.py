@@ -17,7 +17,7 @@ FEW = ("--num-windows", "4", "--num-heldout-windows", "2", "--window", "32")
 WAYS = {
     "complex": ("--kv-ratio", "0.5"),
     "healed": ("--kv-ratio", "0.5", "--heal-steps", "3"),
-    "live": ("--kv-ratio", "0.5", "--latent-norm", "fitted"),
+    "norm": ("--kv-ratio", "0.5", "--latent-norm", "fitted"),
     "rorope": ("--kv-ratio", "0.5", "--method", "rorope"),
     "exact": ("--exact",),
 }

@@ -131,7 +131,7 @@ def test_a_dry_run_of_a_large_model_reads_headers_only(cli, tmp_path, calibratio
         weights = 8.24e9 * 2 + (2 * memory["num_trained"])
         assert memory["frozen"] + memory["trained"] == pytest.approx(weights, rel=0.01), train
         assert memory["optimizer"] == 8 * memory["num_trained"]
-    # Query, down, up and output projections, and a latent norm, which is trained only where it is live.
+    # Query, down, up and output projections, and a latent norm, which is trained only where it is a fitted one.
     layer = 4096 * 32 * 192 + 4096 * 576 + 512 * 32 * 256 + 32 * 128 * 4096 + 512
     assert found["attention", "--gradient-checkpointing"]["num_trained"] == 32 * layer
     assert list(tmp_path.glob("*out*")) == []

@@ -148,11 +148,11 @@ def test_the_stream_of_the_quantizable_profile_has_another_scale_and_is_matched_
 
 
 def test_probabilities_that_a_teacher_wrote_down(train, converted, tmp_path):
-    live, written = (
+    computed, cached = (
         report_of(train(converted, tmp_path / name, f"--max-steps 6 --eval-steps 3 {flags}"))
-        for name, flags in (("live", ""), ("written", "--teacher-top-k 401"))
+        for name, flags in (("computed", ""), ("cached", "--teacher-top-k 401"))
     )
-    for one, other in zip(live["heldout"], written["heldout"], strict=True):
+    for one, other in zip(computed["heldout"], cached["heldout"], strict=True):
         # Written in half precision.
         assert other["kl"] == pytest.approx(one["kl"], rel=2e-2)
         assert other["nll"] == pytest.approx(one["nll"], rel=1e-4)
@@ -240,7 +240,7 @@ def test_stored_types_stay(train, cli, pair, tmp_path, calibration_text):
     assert len(changed(tmp_path / "mla", output)) >= 8
 
 
-def test_a_norm_that_is_live_is_trained(train, cli, pair, tmp_path, calibration_text):
+def test_a_fitted_norm_is_trained(train, cli, pair, tmp_path, calibration_text):
     source, _ = pair
     flags = (*SIZES, *FEW, "--latent-norm", "fitted", "--calibration", calibration_text, "-q")
     assert cli("convert", source, tmp_path / "mla", *flags).exit_code == 0

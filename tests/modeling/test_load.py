@@ -28,8 +28,8 @@ def conversions(tmp_path_factory, calibration_text):
     convert(ConvertRequest(**common, output_dir=root / "exact", exact=True))
     convert(ConvertRequest(**fitted, output_dir=root / "fitted"))
     convert(ConvertRequest(**fitted, output_dir=root / "queries", q_lora_rank=24))
-    convert(ConvertRequest(**fitted, output_dir=root / "live", latent_norm="fitted"))
-    convert(ConvertRequest(**fitted, output_dir=root / "live-queries", latent_norm="fitted", q_lora_rank=24))
+    convert(ConvertRequest(**fitted, output_dir=root / "norm", latent_norm="fitted"))
+    convert(ConvertRequest(**fitted, output_dir=root / "norm-queries", latent_norm="fitted", q_lora_rank=24))
     return root
 
 
@@ -37,7 +37,7 @@ def load(folder, dtype, **options):
     return load_model(Source(folder.name, folder), dtype=dtype, device=CPU, **options)
 
 
-@pytest.mark.parametrize("name", ["exact", "fitted", "queries", "live-queries"])
+@pytest.mark.parametrize("name", ["exact", "fitted", "queries", "norm-queries"])
 def test_latents_that_float16_cannot_hold_are_refused(conversions, name):
     message = rf"^{name} cannot be computed in float16, .* about \de-0[5-9], .* Pass --dtype bfloat16 or float32\.$"
     with pytest.raises(UsageError, match=message):
@@ -60,7 +60,7 @@ def test_the_stored_type_may_be_float16_and_the_report_gone(conversions, tmp_pat
         load(folder, "auto")
 
 
-@pytest.mark.parametrize("name", ["live", "source"])
+@pytest.mark.parametrize("name", ["norm", "source"])
 def test_what_float16_holds_is_loaded_in_it_and_computes_the_same(conversions, name):
     model, half = load(conversions / name, "float32"), load(conversions / name, "float16")
     assert half.dtype == torch.float16

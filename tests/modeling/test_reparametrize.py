@@ -20,7 +20,7 @@ CHECKPOINTS = {
     "biased": ("qwen2", ("--exact",), True),
     "low-rank queries": ("llama", (*SIZED, "--q-lora-rank", "40"), True),
     "mixture": ("mixtral", SIZED, True),
-    "live": ("llama", (*SIZED, "--latent-norm", "fitted"), False),
+    "norm": ("llama", (*SIZED, "--latent-norm", "fitted"), False),
     "quantizable": ("llama", (*SIZED, "--profile", "quantizable"), True),
 }
 TOKENS = torch.arange(5, 65).view(2, 30)

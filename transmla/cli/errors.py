@@ -52,7 +52,10 @@ def guarded(command: Callable[Params, None]) -> Callable[Params, None]:
             print(notice, file=sys.stderr)
         try:
             command(*args, **kwargs)
-        except typer.Exit:
+            # Here, where a pipe that nobody reads any more is heard, and not when Python ends.
+            sys.stdout.flush()
+        except (typer.Exit, BrokenPipeError):
+            # typer ends a command whose output nobody reads (`transmla ... | head`) in silence.
             raise
         except _Terminated as error:
             _leave("Terminated.", error, TERMINATED)

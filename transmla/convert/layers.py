@@ -5,6 +5,7 @@ Of a mixture of experts, that is a layer without its experts; they pass one by o
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -54,6 +55,14 @@ def convert_layers(
             prefix = f"{layer_prefix(index)}{ATTENTION}."
             names = [tensor.name for tensor in plan.layer_tensors(index) if tensor.name.startswith(prefix)]
             walk.skip(index, {name.removeprefix(prefix): tensor for name, tensor in read_stored(names).items()})
+
+
+class ImprovedAttention(NamedTuple):
+    """A layer's attention after refit and healing, and its error on held-out windows before each that was done."""
+
+    attention: LatentAttention
+    error_before_refit: float | None = None
+    error_before_healing: float | None = None
 
 
 def healing_steps(mean: int, index: int, num_layers: int) -> int:
@@ -107,21 +116,29 @@ class LayerConverter:
             routing = self._routing()
             moments, fit, heldout = self._observe(layer, weights, routing)
             attention, fold = self._convert_attention(weights, moments)
-            attention, errors = self._improve(index, attention.map(Tensor.float), moments, fit, heldout)
+            improved = self._improve(index, attention.map(Tensor.float), moments, fit, heldout)
+            routing_error = None
             if routing is not None and (mixture := self._plan.spec.mixture):
-                router, errors["routing_error"] = routing.sigmoid_router(
+                router, routing_error = routing.sigmoid_router(
                     source[ROUTER], top_k=mixture.num_experts_per_tok, dtype=self._plan.dtype
                 )
                 source = source | {ROUTER: router}
-            converted = self._finish(index, source, attention, moments)
+            converted = self._finish(index, source, improved.attention, moments)
             write(converted)
             # What is stored is what the layers above will meet, rounding included.
             written = self._unfold(self._attention_tensors(converted))
-            errors["relative_error"] = self._error(written, heldout)
+            relative_error = self._error(written, heldout)
             if self._converted is not None and not self._is_last(index):
                 self._advance_converted(layer, written)
         self._pass_experts(index, write)
-        return LayerReport(layer=index, freq_fold=fold, **errors)
+        return LayerReport(
+            layer=index,
+            relative_error=relative_error,
+            error_before_refit=improved.error_before_refit,
+            error_before_healing=improved.error_before_healing,
+            routing_error=routing_error,
+            freq_fold=fold,
+        )
 
     def _pass_experts(self, index: int, write: Write | None = None) -> None:
         """Read a layer's experts one by one, write each, and move the residual streams past it."""
@@ -208,18 +225,18 @@ class LayerConverter:
         moments: Moments | None,
         fit: LayerTargets | None,
         heldout: LayerTargets,
-    ) -> tuple[LatentAttention, dict[str, float]]:
-        """Refit and heal, and report the error on held-out windows before each."""
+    ) -> ImprovedAttention:
+        """Refit and heal, and measure the error on held-out windows before each."""
         request = self._plan.request
         if fit is None or moments is None:
-            return attention, {}
+            return ImprovedAttention(attention)
         if self._plan.fits_latent_norm:
             attention = fitted_norm(attention, fit, moments.uniform, batch_size=request.batch_size)
-        errors = {"error_before_refit": self._error(attention, heldout)}
+        error_before_refit, error_before_healing = self._error(attention, heldout), None
         if self._plan.method.refits:
             attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
         if request.heal_steps:
-            errors["error_before_healing"] = self._error(attention, heldout)
+            error_before_healing = self._error(attention, heldout)
             attention = heal_layer(
                 attention,
                 fit,
@@ -229,7 +246,7 @@ class LayerConverter:
                 seed=request.seed + index,
                 dtype=getattr(torch, request.compute_dtype),
             )
-        return attention, errors
+        return ImprovedAttention(attention, error_before_refit, error_before_healing)
 
     def _finish(
         self,
