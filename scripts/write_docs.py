@@ -93,7 +93,7 @@ def _keys(path: Path) -> list[str]:
 def _default(info: FieldInfo) -> object:
     if info.is_required():
         return "required"
-    found = info.get_default(call_default_factory=True)
+    found = info.get_default(call_default_factory=True, validated_data={})
     return " ".join(map(str, found)) if isinstance(found, tuple) else found if found != {} else None
 
 

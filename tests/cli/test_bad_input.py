@@ -387,18 +387,6 @@ def test_a_real_process(source, output, tmp_path):
     assert re.fullmatch(r"Error: There is no folder .*absent, and it is not a hub id such as org/name\.\n", done.stderr)
 
 
-@pytest.mark.parametrize("flags", [(), ("--json",)])
-def test_output_that_nobody_reads_ends_a_command_in_silence(flags):
-    """``transmla ... | head``: the reader is gone before all is written."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "wb") as pipe:
-        done = subprocess.run(
-            [sys.executable, "-m", "transmla", "recipes", *flags], stdout=pipe, stderr=subprocess.PIPE, check=False
-        )
-    assert (done.returncode, done.stderr) == (FAILURE, b"")
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -215,8 +215,9 @@ class ApproximateContract:
     ):
         output, report, _ = approximate
         plan = plan_conversion(asked(source, output.with_name("x"), calibration_text, kv_ratio=0.5))
-        heldout = calibration_windows(plan)[CALIBRATION["num_windows"] :]
-        assert len(heldout) == CALIBRATION["num_heldout_windows"] == report.calibration.num_heldout_windows
+        heldout, found = calibration_windows(plan)[plan.counts.heldout], report.calibration
+        assert found.num_heldout_windows == CALIBRATION["num_heldout_windows"]
+        assert len(heldout) == found.num_heldout_windows + found.num_heldout_repeats
         converted = load(output)
         scale = (1e-6 / read_config(source)["rms_norm_eps"]) ** 0.5
         for index in range(len(source_model.model.layers)):

@@ -64,6 +64,13 @@ class ConvertRequest(SourceRequest):
     bos: Bos = BOS
     num_windows: int = Field(128, ge=1, description="Number of calibration windows to fit on.")
     window: int = Field(256, ge=8, description="Tokens per calibration window.")
+    repeats: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description="Windows in which random words and passages of the text are said twice, as a share of the others, "
+        "and added to them: what is fitted on them keeps copying. By default 0.33 for fitted, 0 for other methods.",
+    )
     num_heldout_windows: int = Field(8, ge=1, description="Further windows, never fitted on, for the reported errors.")
     batch_size: int = Field(8, ge=1, description="Calibration windows per forward pass.")
     seed: int = Field(0, ge=0, description="Seed of the choice of windows.")

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 
 from transmla.arch.experts import is_expert
+from transmla.calibration.windows import WindowCounts
 from transmla.config import ConvertRequest
 from transmla.convert.methods.base import Method
 from transmla.convert.methods.fitted import REFINE_STEPS
@@ -34,6 +35,7 @@ class Holdings:
         sizes: of the target.
         layer: shape of every tensor of a target's decoder layer, by name.
         method: with its traits.
+        counts: of the windows.
         stored: type of the source's weights.
         dtype: of the written ones.
         with_text: whether the layers are fitted to a text.
@@ -46,6 +48,7 @@ class Holdings:
     sizes: MLASizes
     layer: Mapping[str, Iterable[int]]
     method: Method
+    counts: WindowCounts
     stored: torch.dtype
     dtype: torch.dtype
     with_text: bool
@@ -210,17 +213,17 @@ class Holdings:
     @property
     def fit_tokens(self) -> int:
         """Tokens that are fitted on."""
-        return self.request.num_windows * self.request.window
+        return self.counts.num_fit * self.request.window
 
     @property
     def tokens(self) -> int:
         """Tokens of the whole text."""
-        return self.fit_tokens + self.request.num_heldout_windows * self.request.window
+        return self.fit_tokens + self.counts.num_heldout * self.request.window
 
     @property
     def batch(self) -> int:
         """Tokens at once."""
-        windows = max(self.request.num_windows, self.request.num_heldout_windows)
+        windows = max(self.counts.num_fit, self.counts.num_heldout)
         return min(self.request.batch_size, windows) * self.request.window
 
     @property

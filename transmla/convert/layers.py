@@ -78,8 +78,7 @@ class LayerConverter:
 
     def __init__(self, plan: ConversionPlan, windows: Int[Tensor, "windows tokens"] | None) -> None:
         self._plan = plan
-        self._fit = slice(0, plan.request.num_windows)
-        self._heldout = slice(plan.request.num_windows, None)
+        self._fit, self._heldout = plan.counts.fit, plan.counts.heldout
         self._frequencies = plan.slot_frequencies
         self._stream = self._converted = None
         if windows is not None:

@@ -80,7 +80,7 @@ class Footprint(Holdings):
 
     def predicting(self) -> int:
         """As observing, on a few windows, with the moments of the layer before; then a search for each split."""
-        tokens = min(PREDICTION_WINDOWS, self.request.num_windows) * self.request.window
+        tokens = min(PREDICTION_WINDOWS, self.counts.num_fit) * self.request.window
         before = self.source_layer - self.streams + tokens * self.spec.hidden_size * SINGLE + 2 * self.sums
         return before + max(self.finishing, self.searching)
 

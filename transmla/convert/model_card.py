@@ -72,7 +72,9 @@ def _fit(report: ConversionReport) -> str:
         return f"The logits equal the source's up to {up_to}."
     if calibration is None or error is None:
         return "Converted from the weights alone, without calibration text."
+    repeats = f" and {calibration.num_repeats} of repeats" if calibration.num_repeats else ""
     return (
-        f"Fitted on {calibration.num_windows} windows of {calibration.window} tokens; relative error of the residual "
-        f"stream on {calibration.num_heldout_windows} other windows, mean of the layers: {error:.3f}."
+        f"Fitted on {calibration.num_windows} windows of the text{repeats}, {calibration.window} tokens each; relative "
+        f"error of the residual stream on {calibration.num_heldout_windows + calibration.num_heldout_repeats} other "
+        f"windows, mean of the layers: {error:.3f}."
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from transmla.arch.experts import ExpertNames, unpacked_shapes
 from transmla.arch.skeleton import Skeleton
 from transmla.arch.weight_names import left_over
+from transmla.calibration.windows import WindowCounts
 from transmla.checkpoint.publish import check_free_space, check_output, reserved_bytes
 from transmla.checkpoint.reader import CheckpointReader
 from transmla.checkpoint.shards import ShardPlan, TensorPlan, plan_shards
@@ -99,6 +100,13 @@ class ConversionPlan:
     def needs_text(self) -> bool:
         """Whether the layers are fitted to calibration text."""
         return bool(self.request.calibration) and self.request.calibration != ("none",)
+
+    @property
+    def counts(self) -> WindowCounts:
+        """How many windows are read of each kind."""
+        request = self.request
+        share = self.method.repeats if request.repeats is None else request.repeats
+        return WindowCounts.of(request.num_windows, request.num_heldout_windows, repeats=share)
 
     @property
     def left_over(self) -> tuple[str, ...]:
@@ -202,6 +210,7 @@ class ConversionPlan:
             sizes=self.sizes,
             layer={tensor.name: tensor.shape for tensor in self.layer_tensors(0)},
             method=self.method,
+            counts=self.counts,
             stored=self.reader.headers[self.spec.family.embedding].dtype,
             dtype=self.dtype,
             with_text=self.needs_text,

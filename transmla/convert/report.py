@@ -31,6 +31,8 @@ class CalibrationReport(Record):
     """The text that was fitted on, and the windows that were held out.
 
     Attributes:
+        num_windows: natural ones to fit on; ``num_heldout_windows`` natural ones to judge by.
+        num_repeats: windows of repeats to fit on; ``num_heldout_repeats`` of them to judge by.
         bos: what windows begin with, as ``--bos`` says it.
         rows: what was read of the data sets, in their order, as far as windows were needed; none where an older version
             wrote them.
@@ -38,7 +40,9 @@ class CalibrationReport(Record):
 
     datasets: tuple[str, ...]
     num_windows: int
+    num_repeats: int = 0
     num_heldout_windows: int
+    num_heldout_repeats: int = 0
     window: int
     seed: int
     bos: str = "never"

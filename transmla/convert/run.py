@@ -9,6 +9,7 @@ from dataclasses import replace
 from jaxtyping import Int
 from torch import Tensor
 
+from transmla.calibration.windows import add_repeats
 from transmla.checkpoint.checksums import weight_checksums
 from transmla.checkpoint.disk import output_errors
 from transmla.checkpoint.model_files import RECIPE_FILE, REPORT_FILE, copy_model_files
@@ -23,6 +24,7 @@ from transmla.convert.report import CalibrationReport, ConversionReport, LayerRe
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.source_layers import as_stored
 from transmla.data.documents import Documents, Reading, with_text
+from transmla.data.synthetic import whole_words
 from transmla.data.text import load_tokenizer, mixed_windows
 from transmla.data.tokens import check_known, text_start
 from transmla.device import trim_memory
@@ -160,14 +162,17 @@ def calibration_windows(
         )
     tokenizer = load_tokenizer(plan.source)
     texts = [Documents(text, text_column=request.text_column, tokenizer=tokenizer) for text in request.calibration]
-    windows = mixed_windows(
+    start = text_start(tokenizer, request.bos)
+    natural = mixed_windows(
         [with_text(text) for text in texts],
         tokenizer,
         window=request.window,
         num_windows=request.num_windows + request.num_heldout_windows,
         seed=request.seed,
-        start=text_start(tokenizer, request.bos),
+        start=start,
     )
+    words = whole_words(tokenizer, vocab_size=plan.spec.vocab_size)
+    windows = add_repeats(natural, plan.counts, words=words, seed=request.seed, start=start)
     check_known(windows, vocab_size=plan.spec.vocab_size)
     for text in texts:
         note(text.reading)
@@ -188,11 +193,13 @@ def _write_outer_tensors(plan: ConversionPlan, writer: CheckpointWriter) -> None
 def _calibration_report(plan: ConversionPlan, windows: Tensor | None) -> CalibrationReport | None:
     if windows is None:
         return None
-    request = plan.request
+    request, counts = plan.request, plan.counts
     return CalibrationReport(
         datasets=request.calibration,
-        num_windows=request.num_windows,
-        num_heldout_windows=request.num_heldout_windows,
+        num_windows=counts.natural,
+        num_repeats=counts.repeats,
+        num_heldout_windows=counts.heldout_natural,
+        num_heldout_repeats=counts.heldout_repeats,
         window=request.window,
         seed=request.seed,
         bos=request.bos,

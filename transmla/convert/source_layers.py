@@ -76,7 +76,7 @@ def attention_weights(
     if names := sorted(spec.nonlinear):
         assert layer is not None, "without text such a source is refused"
         assert source is not None, "without text such a source is refused"
-        fit = slice(0, plan.request.num_windows)
+        fit = plan.counts.fit
         gram = AttentionWeights.from_projections(spec, **weights).output_gram
         costs = token_costs(spec, source.projected(layer, fit, PROJECTIONS), gram)
         seen = (inputs or source).projected(layer, fit, names)

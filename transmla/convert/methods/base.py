@@ -70,6 +70,7 @@ class Method(ABC):
         title: for tables.
         reference: the paper, where there is one.
         options_type: what can be chosen of it beyond the flags.
+        repeats: windows of repeats as a share of the natural ones, without ``--repeats``.
         needs_moments: whether it depends on the text's second moments, or on those of white inputs without a text.
         rope_types: types of RoPE that it converts; any, where it is ``None``.
         takes_freq_fold: whether ``--freq-fold`` means anything to it.
@@ -82,6 +83,7 @@ class Method(ABC):
     title: ClassVar[str]
     reference: ClassVar[str | None] = None
     options_type: ClassVar[type[MethodOptions]] = MethodOptions
+    repeats: ClassVar[float] = 0.0
     needs_moments: ClassVar[bool] = True
     rope_types: ClassVar[frozenset[str] | None] = None
     takes_freq_fold: ClassVar[bool] = False

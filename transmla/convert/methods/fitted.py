@@ -43,6 +43,7 @@ class Fitted(Method):
     name = "fitted"
     title = "fitted"
     options_type = FittedOptions
+    repeats = 0.33
     takes_freq_fold = True
     searches = True
     predicts = True
