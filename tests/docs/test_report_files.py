@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,15 +15,32 @@ from transmla.evaluate.parts import PARTS
 from transmla.evaluate.report.report import EvalReport
 from transmla.finetune.report import FinetunePlan, FinetuneReport, HeldoutPoint, TrainingPoint
 from transmla.generate.report import GenerationReport
+from transmla.records import Record
 from transmla.verify.report import Check, Verification
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "report-files.md").read_text(encoding="utf-8")
-RECORDS = {
+_TOP = {
     *(BenchCell, BenchModel, BenchReport, Inspection, CalibrationReport, ConversionReport, LayerReport),
     *(PlanSummary, Prediction, EvalReport, FinetunePlan, FinetuneReport, HeldoutPoint, TrainingPoint),
     *(GenerationReport, Check, Verification),
     *(part.record for part in PARTS.values()),
 }
+
+
+def with_nested(records: set[type[Record]]) -> set[type[Record]]:
+    """Add the records that stand in fields of records."""
+    found, waiting = set(), list(records)
+    while waiting:
+        kind = waiting.pop()
+        if isinstance(kind, type) and issubclass(kind, Record) and kind not in found:
+            found.add(kind)
+            waiting += [info.annotation for info in kind.model_fields.values()]
+        else:
+            waiting += get_args(kind)
+    return found
+
+
+RECORDS = with_nested(_TOP)
 
 
 @pytest.mark.parametrize(

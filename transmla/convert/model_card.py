@@ -57,14 +57,14 @@ def model_card(plan: ConversionPlan, report: ConversionReport) -> str:
         bytes=summary.kv_bytes_per_token,
         share=summary.kv_bytes_per_token / summary.source_kv_bytes_per_token,
         method=summary.method,
-        fit=_fit(report),
+        fit=_fit(report, exact=plan.method.exact),
         engines=", ".join(summary.engines) or "none",
     )
 
 
-def _fit(report: ConversionReport) -> str:
+def _fit(report: ConversionReport, *, exact: bool) -> str:
     calibration, error = report.calibration, report.mean_relative_error
-    if report.plan.method == "exact":
+    if exact:
         routing = [layer.routing_error for layer in report.layers if layer.routing_error is not None]
         up_to = (
             f"the routing ({max(routing):.2g} of the experts are others, in the worst layer)" if routing else "rounding"

@@ -70,6 +70,7 @@ class Method(ABC):
         title: for tables.
         reference: the paper, where there is one.
         options_type: what can be chosen of it beyond the flags.
+        exact: whether the logits equal the source's.
         repeats: windows of repeats as a share of the natural ones, without ``--repeats``.
         needs_moments: whether it depends on the text's second moments, or on those of white inputs without a text.
         rope_types: types of RoPE that it converts; any, where it is ``None``.
@@ -83,6 +84,7 @@ class Method(ABC):
     title: ClassVar[str]
     reference: ClassVar[str | None] = None
     options_type: ClassVar[type[MethodOptions]] = MethodOptions
+    exact: ClassVar[bool] = False
     repeats: ClassVar[float] = 0.0
     needs_moments: ClassVar[bool] = True
     rope_types: ClassVar[frozenset[str] | None] = None

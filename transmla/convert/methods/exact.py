@@ -20,6 +20,7 @@ class Exact(Method):
 
     name = "exact"
     title = "exact"
+    exact = True
     needs_moments = False
     own_frequencies = True
 
