@@ -16,7 +16,11 @@ from transmla.arch.skeleton import empty_matrices_are_fine
 SIZES = ("--kv-lora-rank", "24", "--qk-rope-head-dim", "8")
 FEW = ("--num-windows", "8", "--num-heldout-windows", "2", "--window", "32")
 # Sixteen sequences are held out, and every step sees four others.
-SHORT = "--window 32 --num-eval-windows 16 --per-device-train-batch-size 4 --logging-steps 2 --learning-rate 1e-3 -q"
+SHORT = (
+    "--window 32 --num-eval-windows 16 --per-device-train-batch-size 4 --logging-steps 2 --learning-rate 1e-3 -q "
+    # What these do is tested in test_repeats.py and test_loss.py; the others are about the divergence on the text.
+    "--repeats 0 --hard-label-share 0"
+)
 
 
 @pytest.fixture(scope="session")

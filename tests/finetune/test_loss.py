@@ -25,18 +25,28 @@ def given():
 
 
 def in_full(hidden, head, labels, targets, mix):
-    """Word for word: (1 - w) T² Σ p log(p / q) - w Σ log q(label)."""
+    """Word for word: (1 - w) T² Σ p log(p / q) - w Σ log q(label), with w = 1 where the teacher is surest."""
     logits = head(hidden)
     log_q = logits.log_softmax(-1)
-    nll = -log_q[torch.arange(len(labels)), labels].sum()
+    nll = -log_q[torch.arange(len(labels)), labels]
     p = (targets.head(targets.hidden) / mix.temperature).softmax(-1).detach()
     q = (logits / mix.temperature).softmax(-1)
-    kl = (p * (p / q).log()).sum()
-    return (1 - mix.ce_weight) * mix.temperature**2 * kl + mix.ce_weight * nll, nll, kl
+    kl = (p * (p / q).log()).sum(-1)
+    sure = targets.head(targets.hidden).softmax(-1)
+    entropies = -(sure * sure.log()).sum(-1)
+    weights = torch.full((len(labels),), mix.ce_weight)
+    for position in sorted(range(len(labels)), key=lambda place: entropies[place])[
+        : round(mix.hard_label_share * len(labels))
+    ]:
+        weights[position] = 1.0
+    loss = ((1 - weights) * mix.temperature**2 * kl + weights * nll).sum()
+    return loss, nll.sum(), kl.sum()
 
 
 @pytest.mark.parametrize("chunk", [1, 5, POSITIONS, 100])
-@pytest.mark.parametrize("mix", [Mix(0.0), Mix(0.3), Mix(1.0), Mix(0.2, 2.5)], ids=str)
+@pytest.mark.parametrize(
+    "mix", [Mix(0.0), Mix(0.3), Mix(1.0), Mix(0.2, 2.5), Mix(0.1, 1.0, 0.2), Mix(0.0, 2.0, 1.0)], ids=str
+)
 def test_values_and_gradients(given, mix, chunk):
     hidden, head, labels, targets = given
     loss, nll, kl = in_full(hidden, head, labels, targets, mix)
@@ -81,6 +91,15 @@ def test_all_top_probabilities_are_all(given, temperature):
     mix = Mix(0.1, temperature)
     full, some = (chunked_loss(hidden, head, labels, given, mix, chunk=4) for given in (targets, top))
     torch.testing.assert_close(some.kl, full.kl, rtol=1e-4, atol=1e-4)
+
+
+def test_all_top_probabilities_have_the_same_surest_positions(given):
+    hidden, head, labels, targets = given
+    top = TopTargets(*targets.top(slice(None), VOCAB, 1.0))
+    torch.testing.assert_close(top.entropies(4), targets.entropies(4), rtol=1e-3, atol=1e-3)
+    mix = Mix(0.1, hard_label_share=0.3)
+    full, some = (chunked_loss(hidden, head, labels, given, mix, chunk=4) for given in (targets, top))
+    torch.testing.assert_close(some.loss, full.loss, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])

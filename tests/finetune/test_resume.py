@@ -274,7 +274,7 @@ def test_the_best_and_the_newest_are_kept(interrupted, tmp_path, monkeypatch):
 
     def worse_and_worse(self, *arguments, **options):
         metrics = original(self, *arguments, **options)
-        metrics["eval_loss"] = float(self.state.global_step)
+        metrics["eval_selection"] = float(self.state.global_step)
         return metrics
 
     monkeypatch.setattr(FinetuneTrainer, "evaluate", worse_and_worse)

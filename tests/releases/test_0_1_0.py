@@ -101,7 +101,7 @@ def test_recipes_of_an_evaluation_are_read(cli, folder, monkeypatch):
 
 def test_a_conversion_is_trained_and_an_interrupted_training_goes_on(cli, folder):
     flags = "--dataset text.txt --window 32 --num-eval-windows 4 --per-device-train-batch-size 2 --max-steps 6"
-    more = "--eval-steps 2 --device cpu --latent-norm live -q --json"
+    more = "--eval-steps 2 --device cpu --latent-norm live --repeats 0 --hard-label-share 0 -q --json"
     whole = cli("finetune", "neutral", "whole", *flags.split(), *more.split())
     assert whole.exit_code == 0, whole.stderr
     resumed = cli("finetune", "neutral", "resumed", *flags.split(), *more.split(), "--resume")

@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# Lengths of what is said twice, as shares of a window.
-_SHORTEST, _LONGEST = 1 / 8, 1 / 2
+from transmla.data.repeats import passages, random_words, repeat_window
 
 
 class WindowCounts(NamedTuple):
@@ -101,23 +100,16 @@ def repeat_windows(
     seed: str,
     start: Sequence[int] = (),
 ) -> Int[Tensor, "count tokens"]:
-    """Write windows in which everything is said twice: random words in every other one, passages in the rest.
-
-    A window is filled with pieces of random length, an eighth to half of it, each said twice; the last is cut off.
-    """
+    """Write windows in which everything is said twice: random words in every other one, passages in the rest."""
     chance = random.Random(f"repeats {seed}")
-    size = natural.shape[1]
-    windows = []
-    for number in range(count):
-        tokens = list(start)
-        while len(tokens) < size:
-            length = chance.randint(max(1, round(_SHORTEST * size)), max(1, round(_LONGEST * size)))
-            if number % 2:
-                window = natural[chance.randrange(len(natural))]
-                place = chance.randint(len(start), max(len(start), size - length))
-                piece = window[place : place + length].tolist()
-            else:
-                piece = [chance.choice(words) for _ in range(length)]
-            tokens += piece * 2
-        windows.append(tokens[:size])
+
+    def passage(length: int) -> Sequence[int]:
+        window = natural[chance.randrange(len(natural)), len(start) :]
+        return passages(window.tolist(), chance)(length)
+
+    pieces = (random_words(words, chance), passage)
+    windows = [
+        repeat_window(pieces[number % 2], window=natural.shape[1], chance=chance, start=start).tokens
+        for number in range(count)
+    ]
     return torch.tensor(windows, dtype=torch.int64)

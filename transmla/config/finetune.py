@@ -40,6 +40,13 @@ class FinetuneRequest(Request):
     )
     window: int = Field(512, ge=8, description="Tokens per sequence; several documents share one, and see only theirs.")
     num_eval_windows: int = Field(32, ge=1, description="Sequences that are held out.")
+    repeats: float = Field(
+        0.1,
+        ge=0,
+        le=4,
+        description="Sequences in which random words and passages of the data are said twice, as a share of the "
+        "others, and added to them: they keep copying. 0 turns them off.",
+    )
     streaming: bool = Field(
         False, description="Read the data while training, instead of before; needs --max-steps, for its end is unknown."
     )
@@ -70,6 +77,13 @@ class FinetuneRequest(Request):
         le=1,
         description="Share of the cross-entropy in the loss, the rest being the divergence from the teacher: 0.1 by "
         "default, 1 without a teacher.",
+    )
+    hard_label_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of the tokens of a batch, those of which the teacher is surest, that are learnt as they are "
+        "(by cross-entropy alone) instead of from the teacher: distillation weakens copying.",
     )
     attention_weight: float = Field(
         0.0, ge=0, description="Weight of the relative error of each layer's attention output, besides."

@@ -59,7 +59,7 @@ def training_arguments(request: FinetuneRequest, data: Data, work: Path) -> Trai
         "eval_strategy": "steps",
         "save_strategy": "steps",
         "save_steps": request.eval_steps,
-        "metric_for_best_model": "eval_loss",
+        "metric_for_best_model": "eval_selection",
         "greater_is_better": False,
         "remove_unused_columns": False,
         "dataloader_pin_memory": device.type == "cuda",

@@ -76,6 +76,8 @@ def renamed_facts(identity: str | dict[str, Any] | None) -> str | dict[str, Any]
         return identity
     fields = {FinetuneRequest.spell(field): field for field in FinetuneRequest.model_fields}
     asked = renamed("FinetuneRequest", {fields.get(name, name): value for name, value in identity.items()})
+    # What there was none of.
+    asked = {"repeats": 0.0, "hard_label_share": 0.0} | asked
     return {FinetuneRequest.spell(name) if name in fields.values() else name: value for name, value in asked.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import computed_field
@@ -64,7 +65,11 @@ class FinetunePlan(Record):
 
 
 class HeldoutPoint(Record):
-    """The held-out sequences at one step; nll and kl in nats a token, seconds since the start of the training."""
+    """The held-out sequences at one step; nll and kl in nats a token, seconds since the start of the training.
+
+    Attributes:
+        repeat_nll: nll of what is said a second time in held-out repeats; ``None`` without repeats.
+    """
 
     step: int
     num_tokens_seen: int
@@ -73,6 +78,7 @@ class HeldoutPoint(Record):
     perplexity: float
     kl: float
     seconds: float
+    repeat_nll: float | None = None
 
 
 class TrainingPoint(Record):
@@ -94,7 +100,9 @@ class FinetuneReport(Record):
     Attributes:
         format_version: of the report; 1 where none is written.
         num_shared_tokens: what the teacher has taught over, where that is not every token of both models.
-        best_step: the step whose weights were published: least loss on what is held out.
+        best_step: the step whose weights were published: least loss on what is held out, of those that copy no worse
+            than the start.
+        num_heldout_repeats: sequences of repeats by which copying is watched.
         sha256: of the tokens of the data.
         request: every choice, as the recipe has it.
         not_learnt: sentences on what of the data is not learnt, and why.
@@ -108,6 +116,7 @@ class FinetuneReport(Record):
     num_trained_parameters: int
     num_sequences: int | None
     num_heldout_sequences: int
+    num_heldout_repeats: int = 0
     window: int
     sha256: str
     steps: int
@@ -127,6 +136,16 @@ class FinetuneReport(Record):
         return next((point for point in self.heldout if point.step == self.best_step), None)
 
 
+def best_point(heldout: Sequence[HeldoutPoint]) -> HeldoutPoint:
+    """Return the point of least loss, of those that copy no worse than the first one: that is one of them."""
+    return min(heldout, key=lambda point: (copies_worse(point.repeat_nll, heldout[0].repeat_nll), point.loss))
+
+
+def copies_worse(repeat_nll: float | None, at_start: float | None) -> bool:
+    """Return whether copying has suffered since the start of a training."""
+    return repeat_nll is not None and at_start is not None and repeat_nll > at_start
+
+
 def points_of(
     log_history: list[dict[str, Any]],
 ) -> tuple[tuple[HeldoutPoint, ...], tuple[TrainingPoint, ...]]:
@@ -140,7 +159,7 @@ def points_of(
         }
         if "eval_nll" in entry:
             measured = {name: entry[f"eval_{name}"] for name in ("loss", "nll", "perplexity", "kl")}
-            heldout.append(HeldoutPoint(**common, **measured))
+            heldout.append(HeldoutPoint(**common, **measured, repeat_nll=entry.get("eval_repeat_nll")))
         elif "kl" in entry:
             logged = {name: entry[name] for name in ("loss", "nll", "kl", "grad_norm", "learning_rate")}
             training.append(TrainingPoint(**common, **logged))

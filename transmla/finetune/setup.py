@@ -32,7 +32,7 @@ from transmla.finetune.distill.teacher import Teacher
 from transmla.finetune.latent_norm import NUM_WINDOWS, fit_latent_norms
 from transmla.finetune.parameters import choose_trained, take_types
 from transmla.finetune.prepare import Prepared
-from transmla.finetune.report import FinetuneReport, points_of
+from transmla.finetune.report import FinetuneReport, best_point, points_of
 from transmla.finetune.trainer import CHECKPOINT, FinetuneTrainer, TeacherSignal
 from transmla.modeling.load import load_model
 from transmla.modeling.reparametrize import reparametrize
@@ -109,10 +109,11 @@ class Training:
         assert isinstance(data.train, PackedDataset)
         if self.arguments.process_index == 0:
             note({"teacher": prepared.teacher.name})
-            with self.progress.task("Asking the teacher", len(data.heldout) + len(data.train)) as advance:
+            read = [part for part in (data.heldout, data.train, data.heldout_repeats) if part is not None]
+            with self.progress.task("Asking the teacher", sum(map(len, read))) as advance:
                 cache_teacher_logits(
                     teacher,
-                    ConcatDataset([data.heldout, data.train]),
+                    ConcatDataset(read),
                     folder,
                     top=min(request.teacher_top_k, prepared.num_taught),
                     temperature=request.temperature,
@@ -133,7 +134,7 @@ class Training:
             ce_weight = 1.0 if self.prepared.teacher is None else _CE_WEIGHT
         Student.from_model(
             self.model,
-            Mix(ce_weight, request.temperature),
+            Mix(ce_weight, request.temperature, request.hard_label_share),
             attention_weight=request.attention_weight,
             stream=stream,
         )
@@ -146,6 +147,7 @@ class Training:
             callbacks=[NextPass(train, recut=recut)] if isinstance(train, PackedDataset) else [],
             train_dataset=train,
             eval_dataset=self.prepared.data.heldout,
+            heldout_repeats=self.prepared.data.heldout_repeats,
             signal=signal,
             writer=self.writer,
             trained_weights=lambda state: {name: state[name] for name in self.trained},
@@ -187,10 +189,11 @@ class Training:
             num_trained_parameters=self.num_trained,
             num_sequences=len(train) if isinstance(train, PackedDataset) else None,
             num_heldout_sequences=len(prepared.data.heldout),
+            num_heldout_repeats=len(prepared.data.heldout_repeats or ()),
             window=request.window,
             sha256=prepared.data.sha256,
             steps=state.global_step,
-            best_step=min(heldout, key=lambda point: point.loss).step if heldout else 0,
+            best_step=best_point(heldout).step if heldout else 0,
             heldout=heldout,
             training=training,
             num_processes=self.arguments.world_size,

@@ -22,6 +22,7 @@ from transmla.finetune.data.order import pass_loader
 from transmla.finetune.data.packing import Filler, PackedDataset
 from transmla.finetune.distill.student import IGNORE_INDEX
 from transmla.finetune.distill.teacher import TeacherOutputs
+from transmla.finetune.report import copies_worse
 
 CHECKPOINT = "checkpoint-{step}"
 
@@ -51,6 +52,7 @@ class FinetuneTrainer(Trainer):
         trained_weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
         merged: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
         note: Callable[[dict[str, Any]], None],
+        heldout_repeats: PackedDataset | None = None,
         **kwargs: Any,
     ) -> None:
         """Take what Trainer takes, and more.
@@ -62,6 +64,7 @@ class FinetuneTrainer(Trainer):
             trained_weights: picks what is trained from a state.
             merged: makes of a state the weights that are written.
             note: is told of each checkpoint, once it is complete.
+            heldout_repeats: sequences of repeats; no step that copies worse than the start is the best.
             kwargs: for Trainer.
         """
         super().__init__(*args, **kwargs)
@@ -71,6 +74,7 @@ class FinetuneTrainer(Trainer):
             # To resume, Transformers 5.17 loads the optimizer to "cpu:1" in the second process; torch knows "cpu" only.
             self.args.__dict__["_setup_devices"] = torch.device("cpu")
         self._signal, self._writer, self._note = signal, writer, note
+        self._heldout_repeats = heldout_repeats
         self._trained_weights, self._merged = trained_weights, merged
         self._parts = torch.zeros(2, device=self.args.device)
         self._started, self._last_logged = time.monotonic(), 0
@@ -147,8 +151,25 @@ class FinetuneTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measure what is held out; each process takes its share, and none is counted twice."""
-        dataset: PackedDataset = eval_dataset or self.eval_dataset
+        """Measure what is held out; each process takes its share, and none is counted twice.
+
+        ``eval_selection`` is the loss by which the best step is chosen: infinite where copying has suffered.
+        """
+        loss, nll, kl = self._measure(eval_dataset or self.eval_dataset)
+        metrics = {"loss": loss, "nll": nll, "perplexity": math.exp(min(nll, 700)), "kl": kl, "seconds": self.seconds}
+        metrics["selection"] = loss
+        if self._heldout_repeats is not None:
+            _, repeat_nll, _ = self._measure(self._heldout_repeats)
+            measured = (entry["eval_repeat_nll"] for entry in self.state.log_history if "eval_repeat_nll" in entry)
+            worse = copies_worse(repeat_nll, next(measured, None))
+            metrics |= {"repeat_nll": repeat_nll, "selection": math.inf if worse else loss}
+        metrics = {key if key == "seconds" else f"{metric_key_prefix}_{key}": metric for key, metric in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measure(self, dataset: PackedDataset) -> tuple[float, float, float]:
+        """Return loss, nll and kl, means over the tokens that count."""
         model = self.model_wrapped
         model.eval()  # not joined to the line before: DeepSpeed's engine returns nothing
         sums = torch.zeros(4, device=self.args.device)
@@ -158,11 +179,7 @@ class FinetuneTrainer(Trainer):
             sums += torch.stack([outputs["loss"], outputs["nll"], outputs["kl"], counted])
         *totals, count = self.accelerator.reduce(sums.double(), "sum").tolist()
         loss, nll, kl = (total / count for total in totals)
-        metrics = {"loss": loss, "nll": nll, "perplexity": math.exp(min(nll, 700)), "kl": kl, "seconds": self.seconds}
-        metrics = {key if key == "seconds" else f"{metric_key_prefix}_{key}": metric for key, metric in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return loss, nll, kl
 
     def _shares(self, dataset: PackedDataset) -> Iterator[dict[str, Tensor]]:
         """Yield this process's batches; where weights are gathered from all, all must run the model equally often."""

@@ -12,10 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from transmla.config import FinetuneRequest
 from transmla.data.documents import Documents, Reading
+from transmla.data.synthetic import whole_words
 from transmla.data.tokens import check_known, text_start
 from transmla.errors import DataError
 from transmla.finetune.data.documents import read_documents
 from transmla.finetune.data.packing import Counts, PackedDataset, Row, StreamedDataset, pack
+from transmla.finetune.data.repeats import Interleaved, RepeatRows
+
+# Sequences of repeats by which copying is watched, as a share of the others that are held out.
+_HELDOUT_REPEATS = 0.25
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Data:
     Attributes:
         train: what is learnt.
         heldout: what is not, but measured.
+        heldout_repeats: repeats of what is held out, to watch copying by; ``None`` where there are to be none.
         told: sentences on what of the data is not learnt; of a stream nobody knows how much.
         sha256: of all tokens, or of the held-out ones where the rest is streamed.
     """
@@ -32,6 +38,7 @@ class Data:
     train: PackedDataset | StreamedDataset
     heldout: PackedDataset
     sha256: str
+    heldout_repeats: PackedDataset | None = None
     told: tuple[str, ...] = ()
 
 
@@ -140,13 +147,27 @@ def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, v
     for number, dataset in enumerate(request.dataset):
         skip = 0 if request.eval_dataset else len(heldout[number])
         train.append(_Packed(dataset, request, tokenizer, vocab_size, skip))
-    held = PackedDataset(chain.from_iterable(heldout))
+    held_rows = list(chain.from_iterable(heldout))
+    held = PackedDataset(held_rows)
     digest = hashlib.sha256(held.tokens.numpy().tobytes())
+    repeats, judges = None, []
+    if request.repeats:
+        words = whole_words(tokenizer, vocab_size=vocab_size)
+        start = text_start(tokenizer, request.bos)
+        repeats = RepeatRows(words, share=request.repeats, start=start, seed=f"{request.seed} train")
+        judges = RepeatRows(words, share=_HELDOUT_REPEATS, start=start, seed=f"{request.seed} heldout").of(held_rows)
     if request.streaming:
         for source in train:
             next(source.some())
         told = tuple(chain.from_iterable(source.told_of_stream() for source in train))
-        return Data(StreamedDataset(train, seed=request.seed), held, digest.hexdigest(), told)
-    learnt = PackedDataset(chain.from_iterable(source.some() for source in train), first_index=len(held))
-    digest.update(learnt.tokens.numpy().tobytes())
-    return Data(learnt, held, digest.hexdigest(), tuple(chain.from_iterable(source.told() for source in train)))
+        sources = [Interleaved(source, repeats) for source in train] if repeats else train
+        learnt: PackedDataset | StreamedDataset = StreamedDataset(sources, seed=request.seed)
+        num_learnt = 0
+    else:
+        rows = chain.from_iterable(source.some() for source in train)
+        learnt = PackedDataset(repeats.among(rows, last=True) if repeats else rows, first_index=len(held))
+        digest.update(learnt.tokens.numpy().tobytes())
+        told = tuple(chain.from_iterable(source.told() for source in train))
+        num_learnt = len(learnt)
+    heldout_repeats = PackedDataset(judges, first_index=len(held) + num_learnt) if judges else None
+    return Data(learnt, held, digest.hexdigest(), heldout_repeats, told)

@@ -26,11 +26,15 @@ class Targets(Protocol):
 
     def divergence(
         self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
-    ) -> Float[Tensor, ""]:
-        """Return KL(teacher || student), in nats, summed over the positions ``rows``.
+    ) -> Float[Tensor, " positions"]:
+        """Return KL(teacher || student), in nats, at each of the positions ``rows``.
 
         ``student`` holds the logarithms of the student's probabilities at the temperature.
         """
+        ...
+
+    def entropies(self, chunk: int) -> Float[Tensor, " positions"]:
+        """Return the entropy of the teacher's probabilities, in nats, at all positions, ``chunk`` of them at once."""
         ...
 
 
@@ -39,10 +43,16 @@ class Mix:
     """How the loss is put together: (1 - ce_weight) · T² · KL + ce_weight · cross-entropy.
 
     T² keeps the gradient's size whatever the temperature T (Hinton et al., arXiv:1503.02531, section 2).
+
+    Attributes:
+        hard_label_share: share of the positions, those where the teacher's entropy is lowest, at which the loss is
+            cross-entropy alone: soft labels are noise where the truth is certain, and weaken induction heads
+            (arXiv:2509.01649).
     """
 
     ce_weight: float
     temperature: float = 1.0
+    hard_label_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ def chunked_loss(
     if chunk is None:
         numbers = CPU_CHUNK_NUMBERS if hidden.device.type == "cpu" else CHUNK_NUMBERS
         chunk = max(1, numbers // len(head.weight))
+    ce_weight = None if targets is None else _ce_weights(targets, mix, labels, chunk)
     weight = head.weight
     if torch.is_autocast_enabled(hidden.device.type):
         # Once, and not for each chunk.
@@ -83,19 +94,29 @@ def chunked_loss(
 
     def score(logits: Tensor, rows: slice) -> Tensor:
         student = logits.float().log_softmax(-1)
-        nll = nn.functional.nll_loss(student, labels[rows], reduction="sum")
-        if targets is None:
-            return torch.stack([nll, nll.detach(), torch.zeros_like(nll)])
+        nll = nn.functional.nll_loss(student, labels[rows], reduction="none")
+        if targets is None or ce_weight is None:
+            return torch.stack([nll.sum(), nll.detach().sum(), torch.zeros_like(nll.detach().sum())])
         if mix.temperature != 1:
             student = (logits.float() / mix.temperature).log_softmax(-1)
         kl = targets.divergence(student, rows, mix.temperature)
-        loss = (1 - mix.ce_weight) * mix.temperature**2 * kl
-        if mix.ce_weight:
-            loss = loss + mix.ce_weight * nll
-        return torch.stack([loss, nll.detach(), kl.detach()])
+        share = ce_weight[rows]
+        loss = (1 - share) * mix.temperature**2 * kl + share * nll
+        return torch.stack([loss.sum(), nll.detach().sum(), kl.detach().sum()])
 
     loss, nll, kl = _Chunked.apply(hidden, weight, score, chunk).unbind()
     return LossSums(loss, nll.detach(), kl.detach())
+
+
+@torch.no_grad()
+def _ce_weights(
+    targets: Targets, mix: Mix, labels: Int[Tensor, " positions"], chunk: int
+) -> Float[Tensor, " positions"]:
+    """Return what cross-entropy counts at each position."""
+    weights = torch.full(labels.shape, mix.ce_weight, device=labels.device)
+    if num_hard := round(mix.hard_label_share * len(labels)):
+        weights[targets.entropies(chunk).argsort(stable=True)[:num_hard]] = 1.0
+    return weights
 
 
 class _Chunked(torch.autograd.Function):

@@ -82,14 +82,19 @@ class FullTargets:
 
     def divergence(
         self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
-    ) -> Float[Tensor, ""]:
-        """Return KL(teacher || student), summed over ``rows``."""
+    ) -> Float[Tensor, " positions"]:
+        """Return KL(teacher || student), at each of ``rows``."""
         teacher = self._logprobs(rows, temperature)
         if self.shared is not None:
             student = self.shared.pick(student).log_softmax(-1)
         probability = teacher.exp()
-        # A product of two vectors makes no third one of that size.
-        return torch.dot(probability.flatten(), (teacher - student).flatten())
+        # A product of matrices makes no third one of that size.
+        return torch.einsum("pv,pv->p", probability, teacher - student)
+
+    def entropies(self, chunk: int) -> Float[Tensor, " positions"]:
+        """Return the entropy at all positions."""
+        starts = range(0, len(self.hidden), chunk)
+        return torch.cat([_entropy(self._logprobs(slice(start, start + chunk), 1.0)) for start in starts])
 
     def top(
         self, rows: slice, count: int, temperature: float
@@ -118,8 +123,8 @@ class TopTargets:
 
     def divergence(
         self, student: Float[Tensor, "positions vocab"], rows: slice, temperature: float
-    ) -> Float[Tensor, ""]:
-        """Return the divergence between both distributions over the top tokens and the rest, summed over ``rows``.
+    ) -> Float[Tensor, " positions"]:
+        """Return the divergence between both distributions over the top tokens and the rest, at each of ``rows``.
 
         It is never larger than that over all tokens. ``logprobs`` are of the same temperature.
         """
@@ -128,7 +133,16 @@ class TopTargets:
         if self.shared is not None:
             same = same - self.shared.pick(student).logsumexp(-1, keepdim=True)
         rest, student_rest = _log_rest(top), _log_rest(same)
-        return (top.exp() * (top - same)).sum() + (rest.exp() * (rest - student_rest)).sum()
+        return (top.exp() * (top - same)).sum(-1) + rest.exp() * (rest - student_rest)
+
+    def entropies(self, chunk: int) -> Float[Tensor, " positions"]:
+        """Return the entropy at all positions, with all other tokens taken for one."""
+        top = self.logprobs.float()
+        return _entropy(torch.cat([top, _log_rest(top).unsqueeze(-1)], dim=-1))
+
+
+def _entropy(logprobs: Float[Tensor, "positions tokens"]) -> Float[Tensor, " positions"]:
+    return -torch.einsum("pv,pv->p", logprobs.exp(), logprobs)
 
 
 def _log_rest(logprobs: Float[Tensor, "positions top"]) -> Float[Tensor, " positions"]:
