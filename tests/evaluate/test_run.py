@@ -215,7 +215,7 @@ def test_speed_is_measured_by_bench(folders):
 
 def test_nothing_to_measure_is_refused(folders):
     with pytest.raises(
-        UsageError, match="There is nothing to measure: pass --dataset, --tasks, --needle-lengths or --"
+        UsageError, match="There is nothing to measure: pass --dataset, --tasks, --needle-lengths, --chat-prompts or --"
     ):
         evaluate(ask(folders, dataset=()))
 
