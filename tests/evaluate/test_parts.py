@@ -97,7 +97,8 @@ def test_words_are_words():
 
 
 def test_looking_back_is_judged_at_every_length_and_depth(folders):
-    report = evaluate(ask(folders, "exact", needle_lengths=(128, 256), needle_depths=3, needle_trials=2, batch_size=2))
+    few = {"needle_depths": 3, "needle_trials": 2, "probes": ("needle", "copy")}
+    report = evaluate(ask(folders, "exact", needle_lengths=(128, 256), **few, batch_size=2))
     cells = [(cell.kind, cell.length, cell.depth) for cell in report.contexts]
     needles = [("needle", 0.0), ("needle", 0.5), ("needle", 1.0), ("copy", None)]
     assert sorted(cells, key=str) == sorted(((k, n, d) for n in (128, 256) for k, d in needles), key=str)
@@ -120,6 +121,7 @@ def test_looking_back_is_judged_at_every_length_and_depth(folders):
         assert source.token_accuracy == pytest.approx(torch.cat(right).mean().item())
         assert source.exact == sum(bool(row.all()) for row in right) / 2
         assert exact.nll == pytest.approx(source.nll, abs=1e-4)
+        assert exact.kl < 1e-5
 
 
 def test_a_context_without_room_is_refused(folders):

@@ -8,10 +8,12 @@ from typer.testing import CliRunner
 
 from transmla.cli.app import app
 from transmla.errors import OutputError, UsageError
+from transmla.evaluate.parts.chat import ChatReport, ChatScore
 from transmla.evaluate.parts.cost import ModelReport
 from transmla.evaluate.parts.greedy import GreedyReport, GreedyScore
 from transmla.evaluate.parts.layerwise import LayerScore, LayersReport, ModelLayers
 from transmla.evaluate.parts.long_context import ContextReport, ContextScore
+from transmla.evaluate.parts.other_probes import OtherProbesReport, OtherProbesScore
 from transmla.evaluate.parts.perplexity import DataReport, TextReport
 from transmla.evaluate.report.html import write_html
 from transmla.evaluate.report.model_card import check_cards, update_cards, with_evaluation
@@ -60,7 +62,13 @@ def make_report(names=NAMES):
             depth=depth,
             num_trials=4,
             scores=tuple(
-                ContextScore(model=name, token_accuracy=0.9 - number / 10, exact=0.5, nll=1.0)
+                ContextScore(
+                    model=name,
+                    token_accuracy=0.9 - number / 10,
+                    exact=0.5,
+                    nll=1.25 + number,
+                    **({"kl": 0.375, "share_of_source": 1 - number / 9} if number else {}),
+                )
                 for number, name in enumerate(names)
             ),
         )
@@ -80,6 +88,21 @@ def make_report(names=NAMES):
                 )
                 for name in names[1:]
             ),
+        ),
+    )
+    others = OtherProbesReport(
+        kinds=("needle", "json"),
+        num_cells=3,
+        scores=(None, *(OtherProbesScore(model=name, share_of_source=0.8125) for name in names[1:])),
+    )
+    chat = ChatReport(
+        num_prompts=3,
+        num_new_tokens=128,
+        num_positions=321,
+        num_ended=2,
+        scores=tuple(
+            ChatScore(model=name, nll=0.5, **({"kl": 0.0625, "agreement": 0.965} if number else {}))
+            for number, name in enumerate(names)
         ),
     )
     by_layer = tuple(
@@ -117,6 +140,8 @@ def make_report(names=NAMES):
         ),
         tasks=(TaskReport(task="arc_easy", metric="acc", num_items=1000, scores=tasks),),
         contexts=contexts,
+        other_probes=(others,),
+        chat=(chat,),
         greedy=(greedy,),
         layers=(layers,),
         dtype="float32",
@@ -214,6 +239,12 @@ def test_a_card_gets_its_own_numbers_and_the_next_ones_instead(tmp_path):
     card = (tmp_path / "closed" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\ntags: [mla]\n---\n\n# closed\n\n<!--")
     assert "| closed | 21.1250 |" in card
+    for row in (
+        "| copy, 512 | source | 90.0% | - | 1.2500 | - |\n|  | closed | 80.0% | 88.9% | 2.2500 | 0.3750 |",
+        "| closed | 81.2% |",
+        "| closed | 0.5000 | 0.0625 | 96.5% |",
+    ):
+        assert row in card
     assert "healed" not in card
     assert str(tmp_path) not in card
     assert "| healed | 22.1250 |" in (tmp_path / "healed" / "README.md").read_text(encoding="utf-8")

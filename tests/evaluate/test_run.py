@@ -2,8 +2,10 @@ import hashlib
 import json
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,10 +14,12 @@ from transformers import LlamaForCausalLM
 import transmla.evaluate.lazy_model
 from transmla.config import EvalRequest
 from transmla.errors import CheckpointError, DataError, UsageError
-from transmla.evaluate.parts.perplexity import PerplexityPart
+from transmla.evaluate.paired_scores import PairedScores
 from transmla.evaluate.report.report import EvalReport
 from transmla.evaluate.report.tables import report_tables_of
 from transmla.evaluate.run import evaluate
+from transmla.evaluate.statistics import text_score
+from transmla.evaluate.windows import ScoredWindows
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +97,16 @@ def test_the_report_holds_source_and_conversions(folders, llama, deepseek, token
 
 
 def test_losses_are_put_together_by_position(folders, llama, tokenizer, text, monkeypatch):
-    monkeypatch.setattr("transmla.evaluate.statistics.BUCKET", 20)
+    monkeypatch.setattr("transmla.evaluate.statistics.FIRST_BUCKET", 12)
     report = evaluate(ask(folders, str(folders / "converted"), window=50, max_tokens=200))
     windows = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:200]).view(4, 50)
     with torch.no_grad():
         logprobs = llama(windows).logits[:, :-1].log_softmax(-1)
     nll = -logprobs.gather(-1, windows[:, 1:, None]).squeeze(-1)
     buckets = report.texts[0].scores[0].positions
-    assert [(b.start, b.stop, b.num_positions) for b in buckets] == [(0, 20, 76), (20, 40, 80), (40, 60, 40)]
+    assert [(b.start, b.stop, b.num_positions) for b in buckets] == [
+        *((0, 12, 44), (12, 24, 48), (24, 48, 96), (48, 96, 8))
+    ]
     for bucket in buckets:
         # Column t predicts the token that has t + 1 others before it.
         expected = nll[:, max(0, bucket.start - 1) : bucket.stop - 1].mean().item()
@@ -108,6 +114,18 @@ def test_losses_are_put_together_by_position(folders, llama, tokenizer, text, mo
     converted = report.texts[0].scores[1]
     whole = sum(bucket.excess_nll * bucket.num_positions for bucket in converted.positions) / 196
     assert whole == pytest.approx(converted.excess_nll)
+
+
+def test_a_long_window_has_a_bucket_for_every_octave():
+    windows = ScoredWindows((torch.zeros(8192, dtype=torch.int64),), (1,), tokens_per_byte=1.0)
+    nll = numpy.arange(1, 8192, dtype=numpy.float64)
+    scores = {"nll": nll + 1, "kl": nll, "top1": nll, "top5": nll}
+    found = text_score("longer", windows, scores, {"nll": nll}).positions
+    edges = [0, 256, 512, 1024, 2048, 4096, 8192]
+    assert [(bucket.start, bucket.stop) for bucket in found] == list(pairwise(edges))
+    assert [bucket.num_positions for bucket in found] == [255, 256, 512, 1024, 2048, 4096]
+    assert {bucket.excess_nll for bucket in found} == {1}
+    assert [bucket.kl for bucket in found[1:]] == [(start + stop - 1) / 2 for start, stop in pairwise(edges[1:])]
 
 
 def test_several_texts_are_judged_in_one_call(folders, tmp_path, text):
@@ -146,7 +164,7 @@ def test_what_is_known_costs_nothing(folders, cache, loaded, monkeypatch):
     weights = load_file(folders / "again" / "model.safetensors")
     weights["model.norm.weight"] *= 1.01
     save_file(weights, folders / "again" / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(PerplexityPart, "_read_source", lambda *_: pytest.fail("The source reads the text again."))
+    monkeypatch.setattr(PairedScores, "_read_source", lambda *_: pytest.fail("The source reads the text again."))
     more = evaluate(ask(folders, str(folders / "converted"), str(folders / "again"), max_tokens=64))
     assert more.texts[0].scores[:2] == first.texts[0].scores
     assert more.texts[0].scores[2].kl > 0
@@ -197,7 +215,7 @@ def test_speed_is_measured_by_bench(folders):
 
 def test_nothing_to_measure_is_refused(folders):
     with pytest.raises(
-        UsageError, match="There is nothing to measure: pass --dataset, --tasks, --needle-lengths or --"
+        UsageError, match="There is nothing to measure: pass --dataset, --tasks, --needle-lengths, --chat-prompts or --"
     ):
         evaluate(ask(folders, dataset=()))
 

@@ -12,7 +12,7 @@ from transmla.config.convert import (
     LatentNorm,
     Profile,
 )
-from transmla.config.evaluate import EvalRequest
+from transmla.config.evaluate import EvalRequest, ProbeKind
 from transmla.config.finetune import FinetuneRequest, Overflow, Train
 from transmla.config.generate import GenerateRequest
 from transmla.config.inspect import InspectRequest
@@ -55,6 +55,7 @@ __all__ = [
     "LatentNorm",
     "OutputDtype",
     "Overflow",
+    "ProbeKind",
     "Profile",
     "Request",
     "SourceRequest",

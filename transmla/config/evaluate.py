@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
 from transmla.config.comparison import ComparisonRequest
 from transmla.config.request import BOS, Bos, ComputeDtype, as_tuple, split_at_commas
+
+ProbeKind = Literal["needle", "copy", "passage", "needles", "json", "code"]
+"""What a model looks back for."""
 
 
 class EvalRequest(ComparisonRequest):
@@ -37,17 +40,32 @@ class EvalRequest(ComparisonRequest):
     limit: int | None = Field(None, ge=1, description="Items of each task; all by default.")
     needle_lengths: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(split_at_commas)] = Field(
         (),
-        description="Lengths, in tokens, at which models look for a needle in a haystack, and copy. Repeat, or "
-        "separate by commas.",
+        description="Lengths, in tokens, of texts in which models look back, as --probes says. Repeat, or separate by "
+        "commas.",
+    )
+    probes: Annotated[tuple[ProbeKind, ...], BeforeValidator(split_at_commas)] = Field(
+        get_args(ProbeKind),
+        min_length=1,
+        description="What models look back for at --needle-lengths. needle: a number in a haystack; copy: random words "
+        "said twice; passage: a passage of the first data set said twice; needles: one of several numbers; json: the "
+        "value of a key; code: names of functions. Repeat, or separate by commas.",
     )
     needle_depths: int = Field(5, ge=1, description="Depths at which needles are hidden, from start to end.")
-    needle_trials: int = Field(8, ge=1, description="Texts for each length and depth.")
+    needle_trials: int = Field(8, ge=1, description="Texts of each kind, for each length and depth.")
     greedy_prompts: int = Field(
         0,
         ge=0,
         description="Windows of the first data set after whose starts the source writes, and the others follow.",
     )
-    greedy_tokens: int = Field(128, ge=1, description="Tokens that it writes.")
+    chat_prompts: int = Field(
+        0,
+        ge=0,
+        description="Built-in questions, laid out by the chat template, that the source answers, and the others read "
+        "its answers.",
+    )
+    greedy_tokens: int = Field(
+        128, ge=1, description="Tokens that it writes; an answer to --chat-prompts may end before."
+    )
     per_layer: bool = Field(
         False, description="Put the converted layers into the source one at a time, to see where the loss comes from."
     )

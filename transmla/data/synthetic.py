@@ -5,6 +5,8 @@ The model must say every token of the number. How deep the sentence lies, and ho
 
 **Copy.** Random words, and then the same words again: from the second of them on, whoever looks back far enough knows
 what comes. This is what induction heads do (Olsson et al., arXiv:2209.11895), and they live on exact positions.
+
+The other kinds are in :mod:`transmla.data.probes`.
 """
 
 from __future__ import annotations
@@ -27,10 +29,17 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class RecallPrompt:
-    """A text of ``length`` tokens whose last ``answer`` ones must be said."""
+    """A text that a model reads, and which of its tokens it must say.
+
+    Attributes:
+        tokens: the text.
+        answer: how many tokens at its end are judged.
+        counts: which of these count; all of them where it is empty.
+    """
 
     tokens: tuple[int, ...]
     answer: int
+    counts: tuple[bool, ...] = ()
 
 
 def needle_prompt(
@@ -65,13 +74,17 @@ def needle_prompt(
     hay: list[int] = []
     borders = [0]
     while len(hay) < room:
-        words = (chance.choice(words) for words in (_WHO, _WHAT, _WHICH, _WHEN))
-        hay += encode(f" {' '.join(words)}.")
+        hay += encode(sentence(chance))
         borders.append(min(len(hay), room))
     # Between two sentences, but for the last one, which is cut where the room ends.
     hidden = min(borders[:-1], key=lambda border: abs(border - depth * room))
     tokens = [*start, *hay[:hidden], *needle, *hay[hidden:room], *question, *answer]
     return RecallPrompt(tuple(tokens), len(answer))
+
+
+def sentence(chance: random.Random) -> str:
+    """Return a sentence about nothing, with a space before it."""
+    return f" {' '.join(chance.choice(words) for words in (_WHO, _WHAT, _WHICH, _WHEN))}."
 
 
 def copy_prompt(words: Sequence[int], *, length: int, seed: int, start: Sequence[int] = ()) -> RecallPrompt:

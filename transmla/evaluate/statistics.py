@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy
 
@@ -10,8 +11,8 @@ from transmla.evaluate.result_cache import Arrays
 from transmla.evaluate.windows import ScoredWindows
 from transmla.records import Record
 
-BUCKET = 512
-"""Tokens before a judged one, by which losses are put together."""
+FIRST_BUCKET = 256
+"""Losses are put together by the tokens before a judged one: 0 to 255, 256 to 511, and from there in octaves."""
 
 
 class Bucket(Record):
@@ -59,14 +60,14 @@ def text_score(name: str, windows: ScoredWindows, scores: Arrays, source: Arrays
     buckets = [
         Bucket(
             start=start,
-            stop=start + BUCKET,
+            stop=stop,
             num_positions=int(chosen.sum()),
             nll=_mean(scores["nll"][chosen]),
             excess_nll=None if difference is None else _mean(difference[chosen]),
             kl=None if source is None else _mean(scores["kl"][chosen]),
         )
-        for start in range(0, windows.longest, BUCKET)
-        if (chosen := (before >= start) & (before < start + BUCKET)).any()
+        for start, stop in pairwise(_edges(windows.longest))
+        if (chosen := (before >= start) & (before < stop)).any()
     ]
     compared = {}
     if difference is not None:
@@ -86,6 +87,13 @@ def text_score(name: str, windows: ScoredWindows, scores: Arrays, source: Arrays
         positions=tuple(buckets),
         **compared,
     )
+
+
+def _edges(longest: int) -> list[int]:
+    edges = [0, FIRST_BUCKET]
+    while edges[-1] < longest:
+        edges.append(2 * edges[-1])
+    return edges
 
 
 def clustered_standard_error(values: numpy.ndarray, cluster: numpy.ndarray) -> float | None:

@@ -162,11 +162,23 @@ class GreedyPart(Part):
 
 @torch.inference_mode()
 def write_greedily(
-    model: PreTrainedModel, prompts: Int[Tensor, "prompts tokens"], *, num_new_tokens: int
+    model: PreTrainedModel, prompts: Int[Tensor, "prompts tokens"], *, num_new_tokens: int, ends: Sequence[int] = ()
 ) -> Int[Tensor, "prompts longer"]:
-    """Append the likeliest token, again and again; one that would end the text is a token like the others."""
+    """Append the likeliest token, again and again.
+
+    Args:
+        model: that writes.
+        prompts: all of one length.
+        num_new_tokens: how much it writes.
+        ends: tokens after which a text ends, and others are filled with 0; any other token, and by default every one
+            that would end a text, is a token like the others.
+    """
     plain = GenerationConfig(
-        max_new_tokens=num_new_tokens, do_sample=False, eos_token_id=None, bos_token_id=None, pad_token_id=0
+        max_new_tokens=num_new_tokens,
+        do_sample=False,
+        eos_token_id=list(ends) or None,
+        bos_token_id=None,
+        pad_token_id=0,
     )
     prompts = prompts.to(model.device)
     everywhere = torch.ones_like(prompts)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ from transmla.config import EvalRequest
 from transmla.data.tokens import text_start
 from transmla.data.vocabulary import SharedTokens
 from transmla.evaluate.lazy_model import LazyModel
+from transmla.evaluate.paired_scores import PairedScores
 from transmla.evaluate.parts.base import Part, Setting
 from transmla.evaluate.report.svg import as_svg, new_figure
 from transmla.evaluate.report.text_table import Shown, TextTable, percent, small
-from transmla.evaluate.result_cache import Arrays, HiddenStateFile, ResultCache
-from transmla.evaluate.statistics import TextScore, text_score
-from transmla.evaluate.token_scores import Reference, score_tokens
+from transmla.evaluate.result_cache import Arrays, ResultCache
+from transmla.evaluate.statistics import Bucket, TextScore, text_score
 from transmla.evaluate.windows import ScoredWindows
-from transmla.modeling.lm_head import model_head
-from transmla.modeling.load import read_config
 from transmla.progress import Progress
 from transmla.records import Record
 
@@ -57,11 +54,7 @@ class TextReport(Record):
 
 
 class PerplexityPart(Part):
-    """One text, judged by all models.
-
-    The source leaves its hidden states, so that it reads the text once however many models it is compared with, now or
-    later.
-    """
+    """One text, judged by all models."""
 
     name = "texts"
     record = TextReport
@@ -107,7 +100,7 @@ class PerplexityPart(Part):
         yield "Quality against cache", _quality_plot(records, shown)
         for text in records:
             if len(text.scores[0].positions) > 1:
-                yield f"{Path(text.data.dataset).name}: loss by position", _positions_plot(text, shown.names)
+                yield f"{Path(text.data.dataset).name}: excess NLL by position", _positions_plot(text, shown.names)
 
     def __init__(
         self,
@@ -131,16 +124,20 @@ class PerplexityPart(Part):
             batch_size: windows at once.
             shared: the tokens that each of the others, by its folder, shares with the source.
         """
-        self._shared = shared
         self._dataset, self._protocol, self._windows = dataset, protocol, windows
-        self._results, self._source, self._batch_size = results, source, batch_size
+        self._scores = PairedScores(
+            windows,
+            what=f"reads {Path(dataset).name}",
+            results=results,
+            source=source,
+            shared=shared,
+            batch_size=batch_size,
+        )
         self._found: list[tuple[str, Arrays]] = []
 
     def measure(self, lazy: LazyModel, progress: Progress) -> None:
         """Have a model read the text: the source first, then others beside it."""
-        read = self._read_source if lazy is self._source else self._read_beside
-        key = self._key(lazy)
-        self._found.append((lazy.name, self._results.arrays(key, lambda: read(lazy, progress))))
+        self._found.append((lazy.name, self._scores.of(lazy, progress)))
 
     def report(self) -> list[TextReport]:
         """Put everything together."""
@@ -170,35 +167,6 @@ class PerplexityPart(Part):
         # Nothing is learnt here.
         del rows["dataset"], rows["num_without_answer"]
         return rows
-
-    def _read_source(self, source: LazyModel, progress: Progress) -> Arrays:
-        model = source.model
-        with self._task(source, progress) as advance, self._states.filled(self._shape, model.dtype) as rows:
-            return score_tokens(model, self._windows, batch_size=self._batch_size, keep=rows, advance=advance)
-
-    def _read_beside(self, converted: LazyModel, progress: Progress) -> Arrays:
-        if not self._states.complete:
-            self._read_source(self._source, progress)
-        source, model = self._source.model, converted.model
-        shared = self._shared.get(str(converted.found.folder))
-        reference = Reference(model_head(source), self._states.open(self._shape, source.dtype), shared)
-        with self._task(converted, progress) as advance:
-            return score_tokens(model, self._windows, batch_size=self._batch_size, reference=reference, advance=advance)
-
-    def _task(self, lazy: LazyModel, progress: Progress) -> AbstractContextManager[Callable[[int], None]]:
-        return progress.task(f"{lazy.name} reads {Path(self._dataset).name}", len(self._windows.tokens))
-
-    @property
-    def _states(self) -> HiddenStateFile:
-        return HiddenStateFile(self._results.path(self._key(self._source), ".states"))
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return self._windows.num_positions, read_config(self._source.found).hidden_size
-
-    def _key(self, lazy: LazyModel) -> dict[str, object]:
-        key = {"what": "text", **lazy.key, **self._windows.settings}
-        return key if lazy is self._source else key | {"source": self._source.fingerprint}
 
 
 def protocol(request: EvalRequest, windows: ScoredWindows, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -241,10 +209,13 @@ def _positions_table(text: TextReport, names: Sequence[str]) -> TextTable:
     rows = []
     for number, bucket in enumerate(text.scores[0].positions):
         others = (score.positions[number].excess_nll for score in text.scores[1:])
-        label = f"{bucket.start:,} to {bucket.stop - 1:,}"
-        rows.append((label, f"{bucket.nll:.4f}", *(small(excess, "+") for excess in others)))
+        rows.append((_bucket_name(bucket), f"{bucket.nll:.4f}", *(small(excess, "+") for excess in others)))
     title = f"{Path(text.data.dataset).name}: excess NLL by position"
     return TextTable(title, ("Tokens before", *names), tuple(rows))
+
+
+def _bucket_name(bucket: Bucket) -> str:
+    return f"{bucket.start:,} to {bucket.stop - 1:,}"
 
 
 def _excess(score: TextScore) -> str:
@@ -272,11 +243,11 @@ def _quality_plot(texts: Sequence[TextReport], shown: Shown) -> str:
 def _positions_plot(text: TextReport, names: Sequence[str]) -> str:
     figure = new_figure(8.0, 3.0)
     axes = figure.subplots()
+    buckets = [_bucket_name(bucket) for bucket in text.scores[0].positions]
     for number, (name, score) in enumerate(zip(names[1:], text.scores[1:], strict=True), start=1):
-        middles = [(bucket.start + bucket.stop) / 2 for bucket in score.positions]
-        axes.plot(
-            middles, [bucket.excess_nll for bucket in score.positions], marker="o", color=f"C{number}", label=name
-        )
+        excess = [bucket.excess_nll for bucket in score.positions]
+        axes.plot(range(len(excess)), excess, marker="o", color=f"C{number}", label=name)
+    axes.set_xticks(range(len(buckets)), labels=buckets)
     axes.set_xlabel("tokens before")
     axes.set_ylabel("excess NLL, nats")
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
