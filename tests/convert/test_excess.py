@@ -1,4 +1,4 @@
-"""From errors to excess: the factor, how far it is off, and that the weight of the keys puts what was measured in order."""
+"""From errors to excess: the factor, how far off it is, and that weighing the keys puts what was measured in order."""
 
 from __future__ import annotations
 
