@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from transmla.cli.views.facts import share
 from transmla.convert.size_table import SizesReport
@@ -38,4 +39,5 @@ def sizes_view(report: SizesReport) -> Group:
         )
     example = report.sizes[len(report.sizes) // 2]
     take = f"To take one: transmla convert MODEL FOLDER {' '.join(example.flags)}"
-    return Group(table, report.how_far_off, "", take)
+    # As text: a path may hold what rich would take for markup.
+    return Group(table, Text(report.how_far_off), Text(), Text(take))
