@@ -1,4 +1,4 @@
-"""Write what the documentation repeats of the code: the command line, recipes, families and engines.
+"""Write what the documentation repeats of the code: the command line, recipes, families, engines and measured sizes.
 
     python scripts/write_docs.py [--check]
 
@@ -10,6 +10,7 @@ docs/guides/data.md are measured, by tests/data/test_files.py.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ from transmla.arch.refused import LATER, REFUSED
 from transmla.cli.app import app
 from transmla.config import REQUESTS
 from transmla.config.recipes import purpose, shipped_recipes
+from transmla.convert.excess import MEASURED, excess_factor, miss
 from transmla.deepseek.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,11 +157,30 @@ def engines() -> str:
     )
 
 
+def measured() -> str:
+    """Return what the predictions of excess are made of, and how far off they are there."""
+    rows = (
+        (
+            size.model,
+            size.text,
+            f"{size.qk_rope_head_dim} + {size.kv_lora_rank}",
+            *(f"{error:.4f}" for error in (size.key_error, size.value_error, math.sqrt(size.squared_error))),
+            f"{size.excess:.3f}",
+            f"{size.excess / size.squared_error:.0f}",
+            f"{miss(size):+.0%}",
+        )
+        for size in MEASURED
+    )
+    headings = ("model", "text", "rotary + latent", "key error", "value error", "error", "excess", "c", "off by")
+    return f"{table(headings, rows)}\n\n`c` is {excess_factor():.0f}, from all of them."
+
+
 PAGES: dict[str, tuple[str, Callable[[], str]]] = {
     "reference/cli.md": ("the command line", cli),
     "reference/recipes.md": ("recipes", recipes),
     "guides/families.md": ("families", families),
     "guides/engines.md": ("engines", engines),
+    "concepts/algorithm.md": ("measured sizes", measured),
 }
 
 

@@ -13,7 +13,7 @@ from tests.factory import tiny_checkpoint
 from transmla.convert import run as conversion
 from transmla.convert.latent_attention import LatentAttention
 from transmla.convert.methods import METHODS
-from transmla.convert.methods.base import ConvertedLayer, Method, MethodOptions
+from transmla.convert.methods.base import ConvertedLayer, Method, MethodOptions, PredictedCost
 from transmla.convert.methods.fitted import Fitted, FittedOptions
 from transmla.convert.methods.steps import in_float64
 from transmla.linalg.rotary import interleave, to_pairs
@@ -60,7 +60,7 @@ class Dummy(Method):
         return ConvertedLayer(attention)
 
     def predict(self, weights, moments, goal):
-        return float(goal.kv_lora_rank)
+        return PredictedCost(keys=0.0, values=float(goal.kv_lora_rank))
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from typing import get_args
 import pytest
 
 from transmla.bench.report import BenchCell, BenchModel, BenchReport
+from transmla.convert.excess import MeasuredSize
 from transmla.convert.inspection import Inspection
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
+from transmla.convert.size_table import SizeRow, SizesReport
 from transmla.convert.summary import PlanSummary, Prediction
 from transmla.evaluate.parts import PARTS
 from transmla.evaluate.report.report import EvalReport
@@ -22,7 +24,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "report-files.md").re
 _TOP = {
     *(BenchCell, BenchModel, BenchReport, Inspection, CalibrationReport, ConversionReport, LayerReport),
     *(PlanSummary, Prediction, EvalReport, FinetunePlan, FinetuneReport, HeldoutPoint, TrainingPoint),
-    *(GenerationReport, Check, Verification),
+    *(GenerationReport, Check, Verification, MeasuredSize, SizeRow, SizesReport),
     *(part.record for part in PARTS.values()),
 }
 

@@ -16,6 +16,7 @@ from transmla.cli.finetune import finetune_model
 from transmla.cli.generate import generate_text
 from transmla.cli.inspect import inspect_model
 from transmla.cli.recipes import list_recipes
+from transmla.cli.sizes import compare_model_sizes
 from transmla.cli.verify import verify_model
 from transmla.config import REQUESTS
 from transmla.old_names import FIELDS
@@ -40,6 +41,7 @@ def _add(name: str, command: Callable[..., None]) -> None:
 
 
 _add("inspect", inspect_model)
+_add("sizes", compare_model_sizes)
 _add("convert", convert_model)
 _add("finetune", finetune_model)
 _add("eval", evaluate_models)

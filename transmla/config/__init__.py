@@ -24,12 +24,14 @@ from transmla.config.request import (
     SourceRequest,
     read_recipe,
 )
+from transmla.config.sizes import SizesRequest
 from transmla.config.verify import VerifyRequest
 
 #: What each command is asked.
 REQUESTS: Mapping[str, type[Request]] = MappingProxyType(
     {
         "inspect": InspectRequest,
+        "sizes": SizesRequest,
         "convert": ConvertRequest,
         "finetune": FinetuneRequest,
         "eval": EvalRequest,
@@ -58,6 +60,7 @@ __all__ = [
     "ProbeKind",
     "Profile",
     "Request",
+    "SizesRequest",
     "SourceRequest",
     "Train",
     "VerifyRequest",

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transmla.config import ConvertRequest, InspectRequest
+from transmla.config import ConvertRequest, InspectRequest, SizesRequest
 
 if TYPE_CHECKING:
     from transmla.convert.inspection import Inspection, inspect
     from transmla.convert.report import ConversionReport
     from transmla.convert.run import convert
+    from transmla.convert.size_table import SizesReport, compare_sizes
 
-__all__ = ["ConversionReport", "ConvertRequest", "InspectRequest", "Inspection", "convert", "inspect"]
+__all__ = [
+    "ConversionReport",
+    "ConvertRequest",
+    "InspectRequest",
+    "Inspection",
+    "SizesReport",
+    "SizesRequest",
+    "compare_sizes",
+    "convert",
+    "inspect",
+]
 
 
 def __getattr__(name: str) -> Any:

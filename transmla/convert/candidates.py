@@ -140,7 +140,7 @@ class Candidates:
 
     @property
     def _nothing(self) -> ConvertRequest:
-        flags = {"model": self.asked.model, "output_dir": _output_dir(self.asked.model)}
+        flags = {"model": self.asked.model, "output_dir": propose_output(self.asked.model)}
         return ConvertRequest.build(recipe=None, flags=flags)
 
     def _possible(self, change: Change) -> Way | None:
@@ -162,11 +162,11 @@ class Candidates:
         return tuple(flags_of({**way.change, **asked}))
 
     def _command(self, way: Way) -> str:
-        words = ["transmla", "convert", self.asked.model, str(_output_dir(self.asked.model))]
+        words = ["transmla", "convert", self.asked.model, str(propose_output(self.asked.model))]
         words += [word for flag in self._flags(way) for word in flag.split(" ", 1)]
         return shlex.join(words)
 
 
-def _output_dir(model: str) -> Path:
+def propose_output(model: str) -> Path:
     """Propose a folder beside where the user is, named after the model."""
     return Path(f"{Path(model).resolve().name if Path(model).exists() else Path(model.partition('@')[0]).name}-mla")

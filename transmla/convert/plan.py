@@ -263,15 +263,21 @@ class ConversionPlan:
             yield str(error)
 
 
-def plan_conversion(request: ConvertRequest, *, overwrite: bool = False) -> ConversionPlan:
+def plan_conversion(request: ConvertRequest, *, overwrite: bool = False, writes: bool = True) -> ConversionPlan:
     """Open the source and settle everything but the numbers.
+
+    Args:
+        request: what is wanted.
+        overwrite: an output folder may exist.
+        writes: there will be an output; otherwise its folder may be anything.
 
     Raises:
         TransMLAError: the request cannot be carried out; which part, and what would do.
     """
     find_method(request)  # Before anything is opened.
     opened = open_model(request)
-    check_output(request.output_dir, source_folder=opened.source.folder, overwrite=overwrite)
+    if writes:
+        check_output(request.output_dir, source_folder=opened.source.folder, overwrite=overwrite)
     device = choose_device(request.device)
     if device.type == "mps":
         raise UsageError("The mps device has no float64, which the moments need: pass --device cpu.")

@@ -2,6 +2,7 @@
 
 The source runs once over a few windows. For each layer the cost of the best cache of each size follows from the moments
 alone (:class:`~transmla.linalg.variable_projection.CacheProblem`), so a candidate costs a search, not a conversion.
+Errors in keys and in values are predicted apart, and weighed against each other at the end.
 """
 
 import math
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from transmla.calibration.moments import MomentSums
 from transmla.calibration.stream import add_experts
+from transmla.convert.methods.base import PredictedCost
 from transmla.convert.plan import ConversionPlan
 from transmla.convert.sizes import PREDICTION_WINDOWS, freq_folds
 from transmla.convert.source_layers import attention_weights, read_experts, read_layer, source_stream
@@ -19,6 +21,10 @@ from transmla.convert.summary import Prediction
 from transmla.deepseek.sizes import MLASizes
 from transmla.device import trim_memory
 from transmla.progress import Progress, Silent
+
+#: What a squared error of the output counts where it comes from the keys, compared with one from the values. Measured:
+#: docs/concepts/algorithm.md, "Keys and values in a prediction". The search for the cache itself takes both at par.
+KEY_WEIGHT = 1 / 3.5
 
 
 def predict_splits(
@@ -28,10 +34,10 @@ def predict_splits(
     *,
     progress: Progress | None = None,
 ) -> tuple[Prediction, ...]:
-    """Predict the error of each split, all of them on the first windows; the least first."""
-    windows = windows[:PREDICTION_WINDOWS]
+    """Predict the error of each split, all of them in one pass over the same windows; the least first."""
+    windows = prediction_windows(plan, windows)
     stream = source_stream(plan, windows)
-    totals = dict.fromkeys(splits, 0.0)
+    totals = dict.fromkeys(splits, PredictedCost(0.0, 0.0))
     goals = {split: plan.layer_goal(split, _folds(plan, split)) for split in splits}
     with (progress or Silent()).task("Comparing sizes", plan.spec.num_hidden_layers) as advance:
         for index in range(plan.spec.num_hidden_layers):
@@ -47,17 +53,35 @@ def predict_splits(
             add_experts([stream], read_experts(plan, index))
             moments = sums.finish()
             for split, goal in goals.items():
-                # Rounding may take the cost of a cache that loses nothing below zero.
-                cost = max(0.0, plan.method.predict(weights, moments, goal))
-                totals[split] += cost / residual / plan.spec.num_hidden_layers if residual else 0.0
+                if residual:
+                    totals[split] = _added(totals[split], plan.method.predict(weights, moments, goal), residual)
             advance(1)
-    predictions = (
-        Prediction(
-            kv_lora_rank=split.kv_lora_rank, qk_rope_head_dim=split.qk_rope_head_dim, error=math.sqrt(totals[split])
-        )
-        for split in splits
-    )
+    predictions = (_prediction(split, total, plan.spec.num_hidden_layers) for split, total in totals.items())
     return tuple(sorted(predictions, key=lambda prediction: prediction.error))
+
+
+def prediction_windows(plan: ConversionPlan, windows: Int[Tensor, "windows tokens"]) -> Int[Tensor, "compared tokens"]:
+    """Return the windows that sizes are compared on: the first of those to fit on, none that is held out.
+
+    What these windows ask for decides the split: where copying is to count, they must hold something to copy.
+    """
+    return windows[: min(PREDICTION_WINDOWS, plan.request.num_windows)]
+
+
+def _added(total: PredictedCost, cost: PredictedCost, residual: float) -> PredictedCost:
+    """Add a layer's costs as shares of its residual stream; rounding may take those of a whole cache below zero."""
+    return PredictedCost(*(before + max(0.0, now) / residual for before, now in zip(total, cost, strict=True)))
+
+
+def _prediction(split: MLASizes, total: PredictedCost, num_layers: int) -> Prediction:
+    keys, values = (cost / num_layers for cost in total)
+    return Prediction(
+        kv_lora_rank=split.kv_lora_rank,
+        qk_rope_head_dim=split.qk_rope_head_dim,
+        key_error=math.sqrt(keys),
+        value_error=math.sqrt(values),
+        error=math.sqrt(KEY_WEIGHT * keys + values),
+    )
 
 
 def _folds(plan: ConversionPlan, split: MLASizes) -> tuple[int, ...]:

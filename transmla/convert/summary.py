@@ -7,11 +7,17 @@ class Prediction(Record):
     """What a split of the cache is predicted to cost.
 
     Attributes:
-        error: root of the mean over the layers of ‖error of the attention output‖² / ‖residual stream‖².
+        key_error: root of the mean over the layers of ‖error of the attention output‖² / ‖residual stream‖², as far as
+            it comes from the keys; ``None`` where an older version wrote it.
+        value_error: the same as far as it comes from the values.
+        error: both together, the keys with less weight (:data:`~transmla.convert.predict.KEY_WEIGHT`); at par where an
+            older version wrote it.
     """
 
     kv_lora_rank: int
     qk_rope_head_dim: int
+    key_error: float | None = None
+    value_error: float | None = None
     error: float
 
 

@@ -31,6 +31,13 @@ _TOKEN_SHARE = 1e-3
 _ROW_SHARE = 0.05
 
 
+class CacheCosts(NamedTuple):
+    """What the errors in keys and in values cost: squared error of the layer's output, per token."""
+
+    keys: Float[Tensor, ""]
+    values: Float[Tensor, ""]
+
+
 class CacheMaps(NamedTuple):
     """How each head reads the cache: keys ≈ ``slots`` κ rotated + ``key_up`` c, values ≈ ``value_up`` c."""
 
@@ -150,10 +157,15 @@ class CacheProblem:
         pooled = self.values @ latent.mT
         return _regress(self._own_values, self._own_value_rows(pooled), latent @ pooled, self.ridge)
 
-    def cost(self, functionals: Float[Tensor, "cached joint"]) -> Float[Tensor, ""]:
-        """Return what the errors in keys and in values cost: squared error of the layer's output, per token."""
+    def costs(self, functionals: Float[Tensor, "cached joint"]) -> CacheCosts:
+        """Return what the errors in keys and those in values cost, each by itself."""
         (_, keys), (_, values) = self._regress_keys(functionals), self._regress_values(functionals)
-        return (keys * self.queries).sum() + (values * self.output_gram).sum()
+        return CacheCosts((keys * self.queries).sum(), (values * self.output_gram).sum())
+
+    def cost(self, functionals: Float[Tensor, "cached joint"]) -> Float[Tensor, ""]:
+        """Return both costs together, at par: what the search lowers."""
+        keys, values = self.costs(functionals)
+        return keys + values
 
     def maps(self, functionals: Float[Tensor, "cached joint"]) -> CacheMaps:
         """Return each head's best way to read the cache."""

@@ -9,7 +9,7 @@ from rich.table import Table
 from transmla.arch.unread import READ_ELSEWHERE
 from transmla.cli.views.facts import facts_table, readable_bytes, share
 from transmla.convert.report import ConversionReport
-from transmla.convert.summary import PlanSummary
+from transmla.convert.summary import PlanSummary, Prediction
 
 
 def plan_table(plan: PlanSummary) -> Table:
@@ -35,9 +35,15 @@ def plan_table(plan: PlanSummary) -> Table:
         table.add_row(
             "Predicted" if prediction == plan.predictions[0] else "",
             f"{prediction.kv_lora_rank} latent + {prediction.qk_rope_head_dim} rotary: "
-            f"error {prediction.error:.3g} of the residual stream, for a mean layer",
+            f"error {prediction.error:.3g} of the residual stream, for a mean layer{_parts(prediction)}",
         )
     return table
+
+
+def _parts(prediction: Prediction) -> str:
+    if prediction.key_error is None or prediction.value_error is None:
+        return ""
+    return f" (keys {prediction.key_error:.3g}, values {prediction.value_error:.3g})"
 
 
 def _cached_bytes(plan: PlanSummary) -> str:

@@ -3,13 +3,13 @@
 from pydantic import ValidationError
 
 from transmla.config import ConvertRequest
-from transmla.convert.methods.base import ConvertedLayer, LayerGoal, Method, MethodOptions
+from transmla.convert.methods.base import ConvertedLayer, LayerGoal, Method, MethodOptions, PredictedCost
 from transmla.convert.methods.exact import Exact
 from transmla.convert.methods.fitted import Fitted
 from transmla.convert.methods.rorope import RoRoPE
 from transmla.errors import UsageError
 
-__all__ = ["METHODS", "ConvertedLayer", "LayerGoal", "Method", "MethodOptions", "find_method"]
+__all__ = ["METHODS", "ConvertedLayer", "LayerGoal", "Method", "MethodOptions", "PredictedCost", "find_method"]
 
 #: By name, in the order in which they are listed.
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Fitted, RoRoPE, Exact)}

@@ -6,7 +6,7 @@ The pipeline asks a method for its traits, never for its name. See docs/develope
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,6 +60,13 @@ class ConvertedLayer:
 
     attention: LatentAttention
     freq_fold: int | None = None
+
+
+class PredictedCost(NamedTuple):
+    """Squared error of a layer's output, per token, by where it comes from; rounding may take it below zero."""
+
+    keys: float
+    values: float
 
 
 class Method(ABC):
@@ -119,6 +126,6 @@ class Method(ABC):
     def convert(self, weights: AttentionWeights, moments: Moments | None, goal: LayerGoal) -> ConvertedLayer:
         """Convert the attention of one layer; ``moments`` are ``None`` where the method needs none."""
 
-    def predict(self, weights: AttentionWeights, moments: Moments, goal: LayerGoal) -> float:
-        """Predict the squared error of the layer's output, per token, without converting it."""
+    def predict(self, weights: AttentionWeights, moments: Moments, goal: LayerGoal) -> PredictedCost:
+        """Predict what errors in keys and in values will cost the layer's output, without converting it."""
         raise NotImplementedError

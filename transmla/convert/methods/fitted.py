@@ -13,7 +13,7 @@ from torch import Tensor
 
 from transmla.calibration.moments import AttentionWeights, Moments
 from transmla.convert.latent_attention import LatentAttention
-from transmla.convert.methods.base import ConvertedLayer, LayerGoal, Method, MethodOptions
+from transmla.convert.methods.base import ConvertedLayer, LayerGoal, Method, MethodOptions, PredictedCost
 from transmla.convert.methods.steps import in_float64, pair_covariance, per_group
 from transmla.linalg.hermitian import sqrt_psd
 from transmla.linalg.low_rank import low_rank, pad
@@ -92,12 +92,13 @@ class Fitted(Method):
         )
         return ConvertedLayer(attention, fold)
 
-    def predict(self, weights: AttentionWeights, moments: Moments, goal: LayerGoal) -> float:
-        """Predict the squared error of the layer that :meth:`convert` would make, after fewer steps."""
+    def predict(self, weights: AttentionWeights, moments: Moments, goal: LayerGoal) -> PredictedCost:
+        """Predict the error of the layer that :meth:`convert` would make, after fewer steps."""
         weights = in_float64(weights)
         problem = _cache_problem(weights, moments, goal, self.options.ridge)
         start, _ = _start(weights, moments, goal)
-        return problem.cost(problem.refine(start, steps=min(_PREDICT_STEPS, self.options.refine_steps))).item()
+        found = problem.refine(start, steps=min(_PREDICT_STEPS, self.options.refine_steps))
+        return PredictedCost(*(cost.item() for cost in problem.costs(found)))
 
 
 def _cache_problem(weights: AttentionWeights, moments: Moments, goal: LayerGoal, ridge: float) -> CacheProblem:
