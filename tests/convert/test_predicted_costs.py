@@ -108,8 +108,8 @@ def case(tmp_path_factory, calibration_text):
 
 
 def test_an_error_is_the_weighted_cost_of_keys_and_values(case):
-    folder, _, windows, found, problems = case
-    residuals = residuals_by_hand(folder, windows[: CALIBRATION["num_windows"]])
+    folder, plan, windows, found, problems = case
+    residuals = residuals_by_hand(folder, windows[plan.counts.fit])
     assert len(problems) == len(SPLITS) * len(residuals)
     for index, split in enumerate(SPLITS):
         by_layer = [costs_by_hand(*problem) for problem in problems[index :: len(SPLITS)]]
@@ -135,8 +135,9 @@ def test_the_search_itself_takes_keys_and_values_at_par(case):
 
 def test_sizes_are_compared_on_windows_that_are_fitted_on_and_on_no_other(case):
     _, plan, windows, *_ = case
-    assert len(windows) == CALIBRATION["num_windows"] + CALIBRATION["num_heldout_windows"] < 16
-    assert torch.equal(prediction.prediction_windows(plan, windows), windows[: CALIBRATION["num_windows"]])
+    assert plan.counts.num_fit <= 16
+    assert len(windows) == plan.counts.num_fit + plan.counts.num_heldout
+    assert torch.equal(prediction.prediction_windows(plan, windows), windows[plan.counts.fit])
 
 
 def test_a_prediction_of_an_earlier_version_is_read():

@@ -152,7 +152,7 @@ class TestCommand:
         report = SizesReport.model_validate_json(result.stdout)
         assert json.loads(result.stdout) == json.loads(report.model_dump_json())
         assert [row.share for row in report.sizes] == [0.25, 0.5]
-        assert (report.num_windows, report.window, report.datasets) == (6, 32, (str(calibration_text),))
+        assert (report.num_windows, report.window, report.datasets) == (8, 32, (str(calibration_text),))
 
     def test_the_table_fits_80_columns_and_says_how_far_it_is_to_be_trusted(self, cli, source, calibration_text):
         result = cli("sizes", source, "--calibration", calibration_text, *FLAGS, "--shares", "0.5", "--shares", "1")
@@ -162,7 +162,7 @@ class TestCommand:
         shown = " ".join(result.stdout.split())
         assert excess.how_far_off() in shown
         assert "transmla convert MODEL FOLDER --kv-lora-rank" in shown
-        assert "predicted on 6 windows of 32 tokens" in shown
+        assert "predicted on 8 windows of 32 tokens" in shown
 
     def test_an_output_of_an_earlier_conversion_is_not_in_the_way(self, cli, source, calibration_text, monkeypatch):
         monkeypatch.chdir(source.parent)

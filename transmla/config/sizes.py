@@ -33,6 +33,7 @@ class SizesRequest(SourceRequest):
     bos: Bos = _as_in_convert("bos")
     num_windows: int = _as_in_convert("num_windows")
     window: int = _as_in_convert("window")
+    repeats: float | None = _as_in_convert("repeats")
     num_heldout_windows: int = _as_in_convert("num_heldout_windows")
     batch_size: int = _as_in_convert("batch_size")
     seed: int = _as_in_convert("seed")

@@ -65,7 +65,7 @@ def prediction_windows(plan: ConversionPlan, windows: Int[Tensor, "windows token
 
     What these windows ask for decides the split: where copying is to count, they must hold something to copy.
     """
-    return windows[: min(PREDICTION_WINDOWS, plan.request.num_windows)]
+    return windows[: min(PREDICTION_WINDOWS, plan.counts.num_fit)]
 
 
 def _added(total: PredictedCost, cost: PredictedCost, residual: float) -> PredictedCost:
