@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.convert.examples import HIDDEN, TOKENS, fitted, frequencies, make_goal, randn, random_moments, random_weights
 from tests.convert.naive import latent_attention, relative_error, source_attention
+from transmla.convert.fit import heal
 from transmla.convert.fit.heal import heal_layer
 from transmla.convert.fit.refit import refit_output
 from transmla.convert.fit.targets import LayerTargets
@@ -91,16 +92,18 @@ def test_refitting_repairs_a_scaled_output(targets):
 def test_healing_lowers_the_error_on_windows_it_has_not_seen(layer, targets):
     train, test = part(targets, slice(0, 32)), part(targets, slice(32, None))
     hurt = layer.map(lambda factor: factor * (1 + 0.3 * randn(*factor.shape, seed=43)))
-    healed = heal_layer(hurt, train, THETA, steps=60, batch_size=8, seed=0)
+    healed, gain = heal_layer(hurt, train, THETA, steps=60, batch_size=8, seed=0)
+    assert gain > 0.2
     assert test.loss(healed, THETA) < 0.8 * test.loss(hurt, THETA)
 
 
 def test_healing_repeats_itself_under_a_seed_and_leaves_its_input_alone(layer, targets):
-    before = [factor.clone() for factor in layer.factors]
-    runs = [heal_layer(layer, targets, THETA, steps=5, batch_size=8, seed=seed) for seed in (3, 3, 4)]
+    hurt = layer.map(lambda factor: factor * (1 + 0.3 * randn(*factor.shape, seed=43)))
+    before = [factor.clone() for factor in hurt.factors]
+    runs = [heal_layer(hurt, targets, THETA, steps=5, batch_size=8, seed=seed).attention for seed in (3, 3, 4)]
     assert all(torch.equal(a, b) for a, b in zip(runs[0].factors, runs[1].factors, strict=True))
     assert not torch.equal(runs[0].latent, runs[2].latent)
-    assert all(torch.equal(a, b) for a, b in zip(layer.factors, before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(hurt.factors, before, strict=True))
     assert not any(factor.requires_grad for factor in runs[0].factors)
 
 
@@ -127,9 +130,34 @@ def test_healing_that_does_not_help_is_thrown_away(layer, targets):
     held_back = WINDOWS // 10
     outputs = torch.cat([layer.attend(targets.inputs[:held_back], THETA), -targets.outputs[held_back:]])
     confused = LayerTargets(targets.inputs, outputs, targets.weights)
-    assert heal_layer(layer, confused, THETA, steps=20, batch_size=8, seed=0) is layer
+    assert heal_layer(layer, confused, THETA, steps=20, batch_size=8, seed=0) == (layer, 0.0)
 
 
 def test_no_steps_change_nothing(layer, targets):
-    assert heal_layer(layer, targets, THETA, steps=0, batch_size=8, seed=0) is layer
-    assert heal_layer(layer, part(targets, slice(0, 1)), THETA, steps=9, batch_size=8, seed=0) is layer
+    assert heal_layer(layer, targets, THETA, steps=0, batch_size=8, seed=0) == (layer, 0.0)
+    assert heal_layer(layer, part(targets, slice(0, 1)), THETA, steps=9, batch_size=8, seed=0) == (layer, 0.0)
+
+
+def test_the_best_point_is_kept_and_more_steps_never_hurt(layer, targets):
+    """On the windows that judge whatever is returned is no worse than the start."""
+    judge = part(targets, slice(0, WINDOWS // 10))
+    start = judge.loss(layer, THETA).item()
+    for steps in (1, 4, 40, 160):
+        healed, gain = heal_layer(layer, targets, THETA, steps=steps, batch_size=8, seed=0)
+        assert judge.loss(healed, THETA).item() == pytest.approx((1 - gain) * start, rel=1e-9)
+        assert gain >= 0
+
+
+def test_between_the_start_and_a_point_that_went_too_far_something_is_better(layer, targets, monkeypatch):
+    """Steps of one great length in the right direction: none of them is better than the start, part of one is."""
+    hurt = layer.map(lambda factor: factor * (1 + 0.2 * randn(*factor.shape, seed=43)))
+
+    def too_far(start, *_):
+        ends = iter(layer.factors)
+        yield start.map(lambda factor: factor + 2 * (next(ends) - factor))
+
+    monkeypatch.setattr(heal, "_points", too_far)
+    judge = part(targets, slice(0, WINDOWS // 10))
+    healed, gain = heal_layer(hurt, targets, THETA, steps=9, batch_size=8, seed=0)
+    assert gain > 0
+    assert judge.loss(healed, THETA) < judge.loss(hurt, THETA)

@@ -24,6 +24,8 @@ from transmla.config import ConvertRequest
 from transmla.convert import run as conversion
 from transmla.convert.layers import convert_layers
 from transmla.convert.plan import plan_conversion
+from transmla.data.text import consecutive_windows, load_tokenizer
+from transmla.data.tokens import text_start
 
 LAYERS = 3
 # Neither the fitted nor the held-out windows fill their last batch.
@@ -129,7 +131,7 @@ def test_layers_that_are_passed_over_see_the_same_batches(source, flags, output,
         window=40,
     )
     plan = plan_conversion(request)
-    windows = conversion.calibration_windows(plan)
+    windows, _ = conversion.calibration_windows(plan)
     seen: list[int] = []
     advance = SourceStream.advance
 
@@ -173,7 +175,7 @@ def test_resuming_wants_the_same_settings_text_and_source(cli, source, flags, ou
     other_source = tiny_checkpoint(output.with_name("source"), shards=2, num_hidden_layers=LAYERS, seed=7)
     for arguments, difference in (
         ([source, output, *flags, "--seed", "1"], "--seed 0 (now 1)"),
-        ([source, output, *flags, "--kv-ratio", "0.4"], "--kv-lora-rank "),
+        ([source, output, *flags, "--kv-ratio", "0.4"], "config of the result "),
         ([source, output, *flags, "--calibration", other_text], "calibration windows "),
         ([other_source, output, *flags], "files of the source "),
     ):
@@ -299,3 +301,42 @@ def test_weights_that_are_replaced_with_their_time_kept_are_another_source(
     result = cli("convert", folder, output, *flags, "--resume")
     assert result.exit_code == 1
     assert " had files of the source " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("heal_steps", "num_windows", "expected"), [(0, None, 128), (60, None, 160), (30, None, 128), (60, 20, 20)]
+)
+def test_healing_reads_as_much_text_as_its_steps_need(
+    source, output, calibration_text, heal_steps, num_windows, expected
+):
+    """Each window three times over, in batches of eight; no less than without healing, and no more than was asked."""
+    request = ConvertRequest(
+        model=str(source),
+        output_dir=output,
+        calibration=str(calibration_text),
+        kv_ratio=0.5,
+        heal_steps=heal_steps,
+        num_windows=num_windows,
+        window=16,
+    )
+    plan, windows = conversion.prepare(request, predict=False)
+    assert plan.request.num_windows == plan.counts.natural == expected
+    assert len(windows) == plan.counts.num_fit + plan.counts.num_heldout
+    assert plan.counts.repeats == round(0.33 * expected)
+
+
+def test_healing_takes_what_the_text_has(source, output, calibration_text):
+    request = ConvertRequest(
+        model=str(source),
+        output_dir=output,
+        calibration=str(calibration_text),
+        kv_ratio=0.5,
+        heal_steps=90_000,
+        window=16,
+    )
+    plan, windows = conversion.prepare(request, predict=False)
+    everything = plan.request.num_windows + request.num_heldout_windows
+    tokenizer = load_tokenizer(plan.source)
+    text = calibration_text.read_text()
+    assert everything == len(consecutive_windows([text], tokenizer, window=16, start=text_start(tokenizer)))
+    assert len(windows) == plan.counts.num_fit + plan.counts.num_heldout

@@ -251,3 +251,21 @@ def test_too_few_windows_are_refused(tokenizer):
     )
     with pytest.raises(DataError, match=message):
         sample_windows([TEXT], tokenizer, window=10, num_windows=999, seed=0)
+
+
+def test_as_many_windows_as_a_text_has(tokenizer):
+    everything = len(sample_windows([TEXT], tokenizer, window=10, num_windows=999, seed=0, at_least=1))
+    assert everything == len(consecutive_windows([TEXT], tokenizer, window=10))
+    assert len(sample_windows([TEXT], tokenizer, window=10, num_windows=20, seed=0, at_least=5)) == 20
+    with pytest.raises(DataError, match=f"{everything + 1} windows are needed"):
+        sample_windows([TEXT], tokenizer, window=10, num_windows=999, seed=0, at_least=everything + 1)
+    # Of several texts the shortest decides, so that the shares stay equal.
+    short = TEXT[: len(TEXT) // 3]
+    few = len(consecutive_windows([short], tokenizer, window=10))
+    assert few < everything
+    assert len(mixed_windows([[TEXT], [short]], tokenizer, window=10, num_windows=998, seed=0, at_least=2)) == 2 * few
+    same = (
+        mixed_windows([[TEXT], [short]], tokenizer, window=10, num_windows=8, seed=3, **least)
+        for least in ({}, {"at_least": 2})
+    )
+    assert torch.equal(*same)

@@ -62,7 +62,12 @@ class ConvertRequest(SourceRequest):
     )
     text_column: str | None = Field(None, description="Column that holds the text; found by itself when there is one.")
     bos: Bos = BOS
-    num_windows: int = Field(128, ge=1, description="Number of calibration windows to fit on.")
+    num_windows: int | None = Field(
+        None,
+        ge=1,
+        description="Number of calibration windows to fit on: 128 by default, and with --heal-steps as many as its "
+        "steps need, as far as the text has them.",
+    )
     window: int = Field(256, ge=8, description="Tokens per calibration window.")
     repeats: float | None = Field(
         None,

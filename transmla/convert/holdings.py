@@ -147,9 +147,9 @@ class Holdings:
 
     @property
     def healing(self) -> int:
-        """Factors, gradients and Adam's two moments; what the backward pass needs of a batch."""
+        """Factors, gradients, Adam's two moments, the best point, one to judge; what the backward pass needs."""
         half = 0 if self.computed == torch.float32 else self.attention * self.computed.itemsize
-        return 5 * self.attention * SINGLE + half + 5 * self.attending // 2
+        return 7 * self.attention * SINGLE + half + 5 * self.attending // 2
 
     @property
     def attending(self) -> int:

@@ -58,11 +58,18 @@ def convert_layers(
 
 
 class ImprovedAttention(NamedTuple):
-    """A layer's attention after refit and healing, and its error on held-out windows before each that was done."""
+    """A layer's attention after refit and healing, and what was measured on the way, where it was done.
+
+    Attributes:
+        attention: the better factors.
+        error_before_refit: relative error on held-out windows; ``error_before_healing`` likewise.
+        healing_gain: see :class:`~transmla.convert.fit.heal.HealedLayer`.
+    """
 
     attention: LatentAttention
     error_before_refit: float | None = None
     error_before_healing: float | None = None
+    healing_gain: float | None = None
 
 
 def healing_steps(mean: int, index: int, num_layers: int) -> int:
@@ -135,6 +142,7 @@ class LayerConverter:
             relative_error=relative_error,
             error_before_refit=improved.error_before_refit,
             error_before_healing=improved.error_before_healing,
+            healing_gain=improved.healing_gain,
             routing_error=routing_error,
             freq_fold=fold,
         )
@@ -231,12 +239,13 @@ class LayerConverter:
             return ImprovedAttention(attention)
         if self._plan.fits_latent_norm:
             attention = fitted_norm(attention, fit, moments.uniform, batch_size=request.batch_size)
-        error_before_refit, error_before_healing = self._error(attention, heldout), None
+        error_before_refit = self._error(attention, heldout)
+        error_before_healing = healing_gain = None
         if self._plan.method.refits:
             attention = refit_output(attention, fit, self._frequencies, batch_size=request.batch_size)
         if request.heal_steps:
             error_before_healing = self._error(attention, heldout)
-            attention = heal_layer(
+            attention, healing_gain = heal_layer(
                 attention,
                 fit,
                 self._frequencies,
@@ -245,7 +254,7 @@ class LayerConverter:
                 seed=request.seed + index,
                 dtype=getattr(torch, request.compute_dtype),
             )
-        return ImprovedAttention(attention, error_before_refit, error_before_healing)
+        return ImprovedAttention(attention, error_before_refit, error_before_healing, healing_gain)
 
     def _finish(
         self,

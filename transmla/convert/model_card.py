@@ -76,5 +76,11 @@ def _fit(report: ConversionReport, *, exact: bool) -> str:
     return (
         f"Fitted on {calibration.num_windows} windows of the text{repeats}, {calibration.window} tokens each; relative "
         f"error of the residual stream on {calibration.num_heldout_windows + calibration.num_heldout_repeats} other "
-        f"windows, mean of the layers: {error:.3f}."
+        f"windows, mean of the layers: {error:.3f}.{_healing(report)}"
     )
+
+
+def _healing(report: ConversionReport) -> str:
+    if report.num_healed is None:
+        return ""
+    return f" Healing made {report.num_healed} of {len(report.layers)} layers better."

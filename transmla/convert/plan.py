@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,9 @@ from transmla.versions import loaded_versions
 
 # A share of the cache that differs by less is what was asked for.
 _AS_ASKED = 0.01
+#: Windows of the text to fit on by default; and how often healing may see each of those that it asks for.
+FEWEST_WINDOWS = 128
+_PASSES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +108,18 @@ class ConversionPlan:
     @property
     def counts(self) -> WindowCounts:
         """How many windows are read of each kind."""
-        request = self.request
-        share = self.method.repeats if request.repeats is None else request.repeats
-        return WindowCounts.of(request.num_windows, request.num_heldout_windows, repeats=share)
+        return self.counts_with(self.request.num_windows or self.wanted_windows)
+
+    def counts_with(self, natural: int) -> WindowCounts:
+        """Return the same where the text has so many windows to fit on."""
+        share = self.method.repeats if self.request.repeats is None else self.request.repeats
+        return WindowCounts.of(natural, self.request.num_heldout_windows, repeats=share)
+
+    @property
+    def wanted_windows(self) -> int:
+        """Windows of the text to fit on without ``--num-windows``: healing reads them a few times over."""
+        needed = math.ceil(self.request.heal_steps * self.request.batch_size / _PASSES)
+        return max(FEWEST_WINDOWS, needed)
 
     @property
     def left_over(self) -> tuple[str, ...]:

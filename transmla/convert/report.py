@@ -14,6 +14,8 @@ class LayerReport(Record):
             (rorope: are the source's); ``None`` without text.
         error_before_refit: the same before W_O is refitted.
         error_before_healing: the same before healing; ``None`` where nothing is healed.
+        healing_gain: how much healing took off the squared error on the windows that judge it, as a share; 0 where the
+            layer stayed as it was, ``None`` where nothing is healed.
         routing_error: share of a token's experts, by weight, that are others than in the source; mean over held-out
             windows.
         freq_fold: neighboring frequencies that share rotary slots; ``None`` in exact mode.
@@ -23,6 +25,7 @@ class LayerReport(Record):
     relative_error: float | None = None
     error_before_refit: float | None = None
     error_before_healing: float | None = None
+    healing_gain: float | None = None
     routing_error: float | None = None
     freq_fold: int | None
 
@@ -66,6 +69,12 @@ class ConversionReport(Record):
     seconds: float
     versions: Versions
     checksums: dict[str, str] | None = None
+
+    @property
+    def num_healed(self) -> int | None:
+        """Return how many layers healing has made better; ``None`` where nothing is healed."""
+        gains = [layer.healing_gain for layer in self.layers if layer.healing_gain is not None]
+        return sum(gain > 0 for gain in gains) if gains else None
 
     @property
     def mean_relative_error(self) -> float | None:

@@ -18,7 +18,7 @@ from transmla.checkpoint.writer import CheckpointWriter
 from transmla.config import ConvertRequest
 from transmla.convert.layers import convert_layers
 from transmla.convert.model_card import model_card
-from transmla.convert.plan import ConversionPlan, plan_conversion
+from transmla.convert.plan import FEWEST_WINDOWS, ConversionPlan, plan_conversion
 from transmla.convert.predict import predict_splits
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
@@ -127,7 +127,11 @@ def prepare(
     for warning in plan.warnings():
         tell(warning)
     readings: list[Reading] = []
-    windows = calibration_windows(plan, note=readings.append) if plan.needs_text else None
+    windows = None
+    if plan.needs_text:
+        windows, num_windows = calibration_windows(plan, note=readings.append)
+        request = request.model_copy(update={"num_windows": num_windows})
+        plan = replace(plan, request=request)
     for sentence in filter(None, (reading.sentence() for reading in readings)):
         tell(sentence)
     splits = candidate_splits(request, plan.spec)
@@ -143,8 +147,8 @@ def prepare(
 
 def calibration_windows(
     plan: ConversionPlan, *, note: Callable[[Reading], None] = lambda reading: None
-) -> Int[Tensor, "windows tokens"]:
-    """Return the windows to fit on, then those held out.
+) -> tuple[Int[Tensor, "windows tokens"], int]:
+    """Return the windows to fit on, then those held out; and how many natural ones there are to fit on.
 
     Args:
         plan: of the conversion.
@@ -163,20 +167,23 @@ def calibration_windows(
     tokenizer = load_tokenizer(plan.source)
     texts = [Documents(text, text_column=request.text_column, tokenizer=tokenizer) for text in request.calibration]
     start = text_start(tokenizer, request.bos)
+    heldout = request.num_heldout_windows
     natural = mixed_windows(
         [with_text(text) for text in texts],
         tokenizer,
         window=request.window,
-        num_windows=request.num_windows + request.num_heldout_windows,
+        num_windows=plan.counts.natural + heldout,
+        at_least=None if request.num_windows else FEWEST_WINDOWS + heldout,
         seed=request.seed,
         start=start,
     )
+    counts = plan.counts_with(len(natural) - heldout)
     words = whole_words(tokenizer, vocab_size=plan.spec.vocab_size)
-    windows = add_repeats(natural, plan.counts, words=words, seed=request.seed, start=start)
+    windows = add_repeats(natural, counts, words=words, seed=request.seed, start=start)
     check_known(windows, vocab_size=plan.spec.vocab_size)
     for text in texts:
         note(text.reading)
-    return windows
+    return windows, counts.natural
 
 
 def _write_outer_tensors(plan: ConversionPlan, writer: CheckpointWriter) -> None:

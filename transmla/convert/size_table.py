@@ -100,7 +100,7 @@ def compare_sizes(
         raise Refusal("Sizes are compared on a text", TEXT)
     plan, groups = _splits(request, tell)
     readings: list[Reading] = []
-    windows = calibration_windows(plan, note=readings.append)
+    windows, _ = calibration_windows(plan, note=readings.append)
     for sentence in filter(None, (reading.sentence() for reading in readings)):
         tell(sentence)
     every = list(dict.fromkeys(split for group in groups for split in group))

@@ -70,10 +70,12 @@ def sample_windows(
     num_windows: int,
     seed: int,
     start: Sequence[int] = (),
+    at_least: int | None = None,
 ) -> Int[Tensor, "windows window"]:
     """Choose distinct windows at random, in random order, so that any part of the result is a sample as well.
 
     They come from the first ``16 * num_windows`` windows of the text: a huge data set is not read to its end.
+    Of a text that has fewer, all are returned where they are ``at_least`` so many.
 
     Raises:
         DataError: the text has fewer windows than asked for.
@@ -81,6 +83,8 @@ def sample_windows(
     size = POOL_FACTOR * num_windows
     tokens = first_tokens(documents, tokenizer, size * window)
     pool = cut_windows(tokens, window, start)[:size]
+    if at_least is not None:
+        num_windows = min(num_windows, max(at_least, len(pool)))
     if len(pool) < num_windows:
         raise DataError(
             f"The calibration text has {len(tokens)} tokens ({len(pool)} windows of {window}); {num_windows} windows "
@@ -98,22 +102,33 @@ def mixed_windows(
     num_windows: int,
     seed: int,
     start: Sequence[int] = (),
+    at_least: int | None = None,
 ) -> Int[Tensor, "windows window"]:
     """Choose windows from several texts, an equal share from each, in random order.
+
+    Of texts that have fewer than their share, as many are returned as the shortest one has, from each, where those are
+    ``at_least`` so many together.
 
     Raises:
         DataError: a text has fewer windows than its share.
     """
-    shares = [len(range(first, num_windows, len(texts))) for first in range(len(texts))]
+    shares, fewest = _shares(num_windows, len(texts)), _shares(at_least or num_windows, len(texts))
     parts = [
-        sample_windows(text, tokenizer, window=window, num_windows=share, seed=seed, start=start)
-        for text, share in zip(texts, shares, strict=True)
+        sample_windows(text, tokenizer, window=window, num_windows=share, seed=seed, start=start, at_least=least)
+        for text, share, least in zip(texts, shares, fewest, strict=True)
         if share
     ]
+    if any(len(part) < share for part, share in zip(parts, shares, strict=False)):
+        # Any part of a sample is one as well.
+        parts = [part[: min(map(len, parts))] for part in parts]
     if len(parts) == 1:
         return parts[0]
     chosen = torch.cat(parts)
     return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
+
+
+def _shares(count: int, parts: int) -> list[int]:
+    return [len(range(first, count, parts)) for first in range(parts)]
 
 
 def _pieces(documents: Iterable[str]) -> Iterator[str]:

@@ -83,5 +83,9 @@ def report_table(report: ConversionReport) -> Table:
             f"residual stream on held-out windows off by: mean {report.mean_relative_error:.3g}, "
             f"worst {worst.relative_error:.3g} (layer {worst.layer})",
         )
+    if report.num_healed is not None:
+        table.add_row(
+            "Healing", f"{report.num_healed} of {len(report.layers)} layers are better than their closed form"
+        )
     table.add_row("Time", f"{report.seconds:.0f} s")
     return table
