@@ -30,9 +30,9 @@ convert "$ours"
 # The paper's method, for comparison.
 convert "$rorope" --method rorope --freq-fold 4
 
-step "Measuring all three on Wikipedia articles that no conversion has seen"
+step "Measuring all three on Wikipedia articles that no conversion has seen, and having them copy"
 transmla eval "$assets/smollm2" "$rorope" "$ours" --gguf-file "$gguf" \
-    --dataset "$assets/wiki-test.txt" --window 1024 --max-tokens 16384
+    --dataset "$assets/wiki-test.txt" --window 1024 --max-tokens 16384 --needle-lengths 512 --probes copy,passage
 
 step "Letting $ours speak"
 for prompt in "The capital of France is" "Water is made of two elements,"; do
