@@ -77,8 +77,9 @@ def measure(command: list[str], *, threads: int) -> dict[str, float]:
 def plain_pass(model: str, options: argparse.Namespace) -> dict[str, float]:
     """Return the seconds that stock transformers takes for as many tokens, without the head and with it."""
     gguf_file = options.flags[options.flags.index("--gguf-file") + 1] if "--gguf-file" in options.flags else ""
-    # The held-out windows go through, too; eight of them unless a flag says otherwise.
-    command = [sys.executable, "-c", PLAIN, model, gguf_file, str(options.num_windows + 8), str(options.window)]
+    # The held-out windows go through, too; eight of them unless a flag says otherwise, and repeats of both.
+    windows = sum(count + round(options.repeats * count) for count in (options.num_windows, 8))
+    command = [sys.executable, "-c", PLAIN, model, gguf_file, str(windows), str(options.window)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     return json.loads(done.stdout)
@@ -139,7 +140,7 @@ def bench(model: str, calibration: str, options: argparse.Namespace) -> dict[str
     with tempfile.TemporaryDirectory(prefix="bench-output-") as scratch:
         command = [sys.executable, "-m", "transmla", "convert", model, str(Path(scratch) / "converted")]
         command += ["--calibration", calibration]
-        for flag in ("qk_rope_head_dim", "kv_lora_rank", "num_windows", "window"):
+        for flag in ("qk_rope_head_dim", "kv_lora_rank", "num_windows", "repeats", "window"):
             command += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
         planned = subprocess.run(
             [*command, *options.flags, "--dry-run", "--json", "-q"], check=True, stdout=subprocess.PIPE
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--qk-rope-head-dim", type=int, default=64)
     parser.add_argument("--kv-lora-rank", type=int, default=128)
     parser.add_argument("--num-windows", type=int, default=32)
+    parser.add_argument("--repeats", type=float, default=0.33)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
