@@ -209,7 +209,7 @@ class TestSizes:
 
     def test_exact_fits_nothing(self, convert_refuses):
         convert_refuses(USAGE, "--exact fits nothing: drop --calibration", sizes=("--exact",))
-        for flag in ("--q-lora-rank", "--freq-fold"):
+        for flag in ("--q-lora-rank", "--freq-fold", "--repeats"):
             message = f"--exact fits nothing: drop {flag}"
             convert_refuses(USAGE, message, sizes=("--exact", flag, "4"), calibration=None)
 

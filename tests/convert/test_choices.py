@@ -26,6 +26,7 @@ from tests.convert.models import (
 from tests.factory import tiny_checkpoint
 from transmla.config import ConvertRequest
 from transmla.convert.run import convert
+from transmla.errors import UsageError
 
 ROPE_TYPES = {
     "default": {"rope_type": "default", "rope_theta": 500000.0},
@@ -152,6 +153,11 @@ def test_what_transformers_cannot_compute_is_not_evaluated(cli, source, output, 
     assert result.exit_code == 1
     assert "was converted with --profile quantizable, which transformers cannot compute" in result.stderr
     assert result.stdout == ""
+
+
+def test_repeats_need_a_text(source, output):
+    with pytest.raises(UsageError, match="--repeats adds windows to those of a text: pass --calibration FILE, or drop"):
+        convert(asked(source, output, "none", kv_ratio=0.5, repeats=0.5))
 
 
 def test_float16_needs_the_quantizable_profile(source, output, calibration_text):

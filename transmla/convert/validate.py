@@ -98,6 +98,8 @@ def check_method(request: ConvertRequest, spec: TargetSpec, sizes: MLASizes, met
         useless = [name for name in _OF_A_FIT if getattr(request, name) != default[name].default]
         if not spec.mixture and request.calibration not in ((), ("none",)):
             useless.append("calibration")
+        if not spec.mixture and request.repeats:
+            useless.append("repeats")
         if useless:
             raise Refusal(f"--{method.name} fits nothing", dict.fromkeys(useless))
         _check_routing(request, spec)
@@ -117,6 +119,8 @@ def check_method(request: ConvertRequest, spec: TargetSpec, sizes: MLASizes, met
         raise Refusal(
             "--calibration none means no text at all", *({"calibration": kept} for kept in (texts, ("none",)) if kept)
         )
+    if "none" in request.calibration and request.repeats:
+        raise Refusal("--repeats adds windows to those of a text", TEXT, {"repeats": None})
     _check_learning(request, sizes, method)
     if method.rope_types is not None and spec.rope_type not in method.rope_types:
         raise Refusal(
