@@ -140,8 +140,9 @@ def bench(model: str, calibration: str, options: argparse.Namespace) -> dict[str
     with tempfile.TemporaryDirectory(prefix="bench-output-") as scratch:
         command = [sys.executable, "-m", "transmla", "convert", model, str(Path(scratch) / "converted")]
         command += ["--calibration", calibration]
-        for flag in ("qk_rope_head_dim", "kv_lora_rank", "num_windows", "repeats", "window"):
+        for flag in ("qk_rope_head_dim", "kv_lora_rank", "num_windows", "window"):
             command += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
+        command += ["--repeats", str(options.repeats)]
         planned = subprocess.run(
             [*command, *options.flags, "--dry-run", "--json", "-q"], check=True, stdout=subprocess.PIPE
         )
@@ -216,7 +217,7 @@ def main() -> None:
     parser.add_argument("--qk-rope-head-dim", type=int, default=64)
     parser.add_argument("--kv-lora-rank", type=int, default=128)
     parser.add_argument("--num-windows", type=int, default=32)
-    parser.add_argument("--repeats", type=float, default=0.33)
+    parser.add_argument("--repeats", type=float, default=0.33, help="0 for methods that take none")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

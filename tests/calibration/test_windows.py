@@ -65,7 +65,7 @@ def test_natural_windows_stay_and_repeats_are_added(fit, heldout, share, size, s
     rows = natural(fit + heldout, size)
     windows = add_repeats(rows, counts, words=WORDS, seed=seed, start=start)
     assert len(windows) == counts.num_fit + counts.num_heldout
-    assert counts.num_fit == fit + round(share * fit)
+    assert counts.num_fit == fit + (max(1, round(share * fit)) if share else 0)
     for part, own in ((counts.fit, rows[:fit]), (counts.heldout, rows[fit:])):
         found = windows[part].tolist()
         assert all(window in found for window in own.tolist())

@@ -320,7 +320,9 @@ def test_healing_reads_as_much_text_as_its_steps_need(
         window=16,
     )
     plan, windows = conversion.prepare(request, predict=False)
-    assert plan.request.num_windows == plan.counts.natural == expected
+    assert plan.num_windows == plan.counts.natural == expected
+    # The recipe asks for what was asked for, and so gives the same again.
+    assert plan.request.num_windows == num_windows
     assert len(windows) == plan.counts.num_fit + plan.counts.num_heldout
     assert plan.counts.repeats == round(0.33 * expected)
 
@@ -335,7 +337,7 @@ def test_healing_takes_what_the_text_has(source, output, calibration_text):
         window=16,
     )
     plan, windows = conversion.prepare(request, predict=False)
-    everything = plan.request.num_windows + request.num_heldout_windows
+    everything = plan.num_windows + request.num_heldout_windows
     tokenizer = load_tokenizer(plan.source)
     text = calibration_text.read_text()
     assert everything == len(consecutive_windows([text], tokenizer, window=16, start=text_start(tokenizer)))

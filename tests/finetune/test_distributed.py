@@ -19,7 +19,7 @@ from tests.finetune.conftest import SHORT, loads, weights
 from transmla.finetune.trainer import FinetuneTrainer
 
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSMLA_DEBUG": "1"}
-FLAGS = "--max-steps 5 --eval-steps 2 --num-eval-windows 15 --device cpu"
+FLAGS = "--max-steps 5 --eval-steps 2 --num-eval-windows 15 --device cpu --repeats 0.3 --hard-label-share 0.2"
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 
 
@@ -161,7 +161,7 @@ def test_two_processes_read_every_sequence_once(cli, tmp_path, converted, calibr
     text.write_text(" ".join(calibration_text.read_text().split()[:235]))
     recipe.write_text("training_arguments: {dataloader_num_workers: 2, dataloader_persistent_workers: true}\n")
     script.write_text(RECORDER)
-    few = f"--per-device-train-batch-size 1 --num-eval-windows 2 --train all --config {recipe}"
+    few = f"--per-device-train-batch-size 1 --num-eval-windows 2 --train all --repeats 0 --config {recipe}"
     arguments = [converted, tmp_path / "out", "--dataset", text, *SHORT.split(), *few.split(), "--dry-run", "--json"]
     count = json.loads(cli("finetune", *arguments).stdout)["num_sequences"]
     assert count % 2 == 1

@@ -24,7 +24,7 @@ def given():
     return hidden, head, labels, FullTargets(teacher, other, torch.device("cpu"))
 
 
-def in_full(hidden, head, labels, targets, mix):
+def in_full(hidden, head, labels, targets, mix, lengths=(POSITIONS,)):
     """Word for word: (1 - w) T² Σ p log(p / q) - w Σ log q(label), with w = 1 where the teacher is surest."""
     logits = head(hidden)
     log_q = logits.log_softmax(-1)
@@ -35,10 +35,12 @@ def in_full(hidden, head, labels, targets, mix):
     sure = targets.head(targets.hidden).softmax(-1)
     entropies = -(sure * sure.log()).sum(-1)
     weights = torch.full((len(labels),), mix.ce_weight)
-    for position in sorted(range(len(labels)), key=lambda place: entropies[place])[
-        : round(mix.hard_label_share * len(labels))
-    ]:
-        weights[position] = 1.0
+    first = 0
+    for length in lengths:
+        surest = sorted(range(first, first + length), key=lambda place: entropies[place])
+        for position in surest[: round(mix.hard_label_share * length)]:
+            weights[position] = 1.0
+        first += length
     loss = ((1 - weights) * mix.temperature**2 * kl + weights * nll).sum()
     return loss, nll.sum(), kl.sum()
 
@@ -100,6 +102,24 @@ def test_all_top_probabilities_have_the_same_surest_positions(given):
     mix = Mix(0.1, hard_label_share=0.3)
     full, some = (chunked_loss(hidden, head, labels, given, mix, chunk=4) for given in (targets, top))
     torch.testing.assert_close(some.loss, full.loss, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_to_learn_has_no_loss(given):
+    hidden, head, labels, targets = given
+    nothing = FullTargets(targets.hidden[:0], targets.head, targets.device)
+    sums = chunked_loss(hidden[:0], head, labels[:0], nothing, Mix(0.1, hard_label_share=0.2), lengths=[0, 0])
+    sums.loss.backward()
+    assert sums.loss == sums.nll == sums.kl == 0
+
+
+def test_the_surest_are_those_of_each_sequence(given):
+    """So that it makes no difference which sequences are in a batch."""
+    hidden, head, labels, targets = given
+    mix, lengths = Mix(0.1, hard_label_share=0.5), [2, 0, 2, 19]
+    loss, *_ = in_full(hidden, head, labels, targets, mix, lengths)
+    sums = chunked_loss(hidden, head, labels, targets, mix, lengths=lengths, chunk=4)
+    torch.testing.assert_close(sums.loss, loss)
+    assert sums.loss != chunked_loss(hidden, head, labels, targets, mix, chunk=4).loss
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])

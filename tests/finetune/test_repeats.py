@@ -53,6 +53,11 @@ def test_what_is_learnt_has_been_said_before(last, start):
             assert set(row.tokens[len(start) :]) <= set(given[4 * number + 3].tokens)
 
 
+@pytest.mark.parametrize(("count", "expected"), [(9, 0), (10, 1), (20, 2), (30, 3), (100, 10)])
+def test_a_tenth_is_a_tenth(count, expected):
+    assert len(list(make(0.1).among(rows(count), last=True))) == count + expected
+
+
 def test_padding_is_never_said():
     found = list(make(1.0).among(rows(6, learnt=5), last=True))[6:]
     assert all(0 not in row.tokens for row in found[3::2])
@@ -88,7 +93,7 @@ def test_the_best_step_copies_no_worse_than_the_start():
 REPEATS = "--repeats 0.5 --hard-label-share 0.2 --max-steps 6 --eval-steps 2"
 
 
-@pytest.mark.parametrize("flags", ["", "--teacher-top-k 50", "--teacher none", "--streaming"])
+@pytest.mark.parametrize("flags", ["", "--teacher-top-k 50", "--streaming"])
 def test_copying_is_watched(train, converted, tmp_path, flags):
     plain = report_of(train(converted, tmp_path / "plain", "--max-steps 1"))
     report = report_of(train(converted, tmp_path / "out", f"{REPEATS} {flags}"))
@@ -99,6 +104,42 @@ def test_copying_is_watched(train, converted, tmp_path, flags):
     assert plain["heldout"][0]["repeat_nll"] is None
     if "--streaming" not in flags:
         assert report["num_sequences"] == plain["num_sequences"] + plain["num_sequences"] // 2
+
+
+def test_without_a_teacher_copying_is_watched_and_nothing_is_surest(cli, train, converted, tmp_path, calibration_text):
+    flags = ("--window", "32", "--num-eval-windows", "16", "--max-steps", "1", "--teacher", "none", "-q")
+    report = report_of(train_plainly(cli, converted, tmp_path / "out", calibration_text, *flags))
+    assert all(point["repeat_nll"] > 0 for point in report["heldout"])
+    result = cli(
+        "finetune", converted, tmp_path / "x", "--dataset", calibration_text, *flags, "--hard-label-share", "0.2"
+    )
+    assert result.exit_code == 2
+    assert "--hard-label-share and --teacher-top-k need a teacher, and --teacher is none" in result.stderr
+
+
+def train_plainly(cli, checkpoint, output, text, *flags):
+    result = cli("finetune", checkpoint, output, "--dataset", text, *flags)
+    assert result.exit_code == 0, result.stderr
+    return output
+
+
+def test_a_veto_is_told(cli, converted, tmp_path, calibration_text, monkeypatch):
+    measure = FinetuneTrainer._measure
+
+    def forgetful(self, dataset):
+        loss, nll, kl = measure(self, dataset)
+        step = self.state.global_step
+        return (loss, nll + step, kl) if dataset is self._heldout_repeats else (loss - step, nll, kl)
+
+    monkeypatch.setattr(FinetuneTrainer, "_measure", forgetful)
+    flags = ("--window", "32", "--num-eval-windows", "16", "--max-steps", "2", "--eval-steps", "1", "-q")
+    result = cli("finetune", converted, tmp_path / "out", "--dataset", calibration_text, *flags)
+    assert result.exit_code == 0, result.stderr
+    shown = " ".join(result.stdout.split())
+    assert "Repeats" in shown
+    assert "worse than the start is not published, whatever its loss" in shown
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert report_of(tmp_path / "out")["best_step"] == 0
 
 
 def test_a_training_that_copies_worse_is_not_published(train, converted, tmp_path, monkeypatch):

@@ -266,14 +266,18 @@ def test_memory_is_saved_without_changing_the_result(train, converted, tmp_path)
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-7)
 
 
-def test_accumulated_batches_are_one_batch(train, converted, tmp_path):
+@pytest.mark.parametrize("more", ["", "--repeats 0.3 --hard-label-share 0.2"])
+def test_accumulated_batches_are_one_batch(train, converted, tmp_path, more):
     """However many tokens each of them has to learn from."""
-    whole = train(converted, tmp_path / "whole", "--max-steps 3 --per-device-train-batch-size 8")
-    parts = train(
-        converted, tmp_path / "parts", "--max-steps 3 --per-device-train-batch-size 2 --gradient-accumulation-steps 4"
+    one_batch = "--per-device-train-batch-size 8"
+    several = "--per-device-train-batch-size 2 --gradient-accumulation-steps 4 --per-device-eval-batch-size 3"
+    whole, parts = (
+        report_of(train(converted, tmp_path / name, f"--max-steps 3 {more} {flags}"))["heldout"]
+        for name, flags in (("whole", one_batch), ("parts", several))
     )
-    for one, other in zip(report_of(whole)["heldout"], report_of(parts)["heldout"], strict=True):
-        assert one["nll"] == pytest.approx(other["nll"], rel=1e-5)
+    for one, other in zip(whole, parts, strict=True):
+        for value in ("nll", "loss", *(["repeat_nll"] if more else [])):
+            assert one[value] == pytest.approx(other[value], rel=1e-5)
 
 
 def test_the_models_that_are_compared_speak_alike(train, converted, tmp_path):

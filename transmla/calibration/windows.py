@@ -36,8 +36,9 @@ class WindowCounts(NamedTuple):
 
     @classmethod
     def of(cls, natural: int, heldout: int, *, repeats: float) -> WindowCounts:
-        """Add repeats as a share of the natural windows, to both."""
-        return cls(natural, round(repeats * natural), heldout, round(repeats * heldout))
+        """Add repeats as a share of the natural windows, to both; one at least, if there are to be any."""
+        fit, judges = (max(1, round(repeats * count)) if repeats else 0 for count in (natural, heldout))
+        return cls(natural, fit, heldout, judges)
 
     @property
     def num_fit(self) -> int:

@@ -78,12 +78,12 @@ class FinetuneRequest(Request):
         description="Share of the cross-entropy in the loss, the rest being the divergence from the teacher: 0.1 by "
         "default, 1 without a teacher.",
     )
-    hard_label_share: float = Field(
-        0.2,
+    hard_label_share: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="Share of the tokens of a batch, those of which the teacher is surest, that are learnt as they are "
-        "(by cross-entropy alone) instead of from the teacher: distillation weakens copying.",
+        description="Share of the tokens of each sequence, those of which the teacher is surest, that are learnt as "
+        "they are (by cross-entropy alone) instead of from the teacher: distillation weakens copying. 0.2 by default.",
     )
     attention_weight: float = Field(
         0.0, ge=0, description="Weight of the relative error of each layer's attention output, besides."

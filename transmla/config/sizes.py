@@ -31,7 +31,11 @@ class SizesRequest(SourceRequest):
     calibration: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = _as_in_convert("calibration")
     text_column: str | None = _as_in_convert("text_column")
     bos: Bos = _as_in_convert("bos")
-    num_windows: int = _as_in_convert("num_windows")
+    num_windows: int | None = Field(
+        None,
+        ge=1,
+        description="Number of calibration windows of the conversion, 128 by default; the first 16 are compared on.",
+    )
     window: int = _as_in_convert("window")
     repeats: float | None = _as_in_convert("repeats")
     num_heldout_windows: int = _as_in_convert("num_heldout_windows")

@@ -83,4 +83,5 @@ def _fit(report: ConversionReport, *, exact: bool) -> str:
 def _healing(report: ConversionReport) -> str:
     if report.num_healed is None:
         return ""
-    return f" Healing made {report.num_healed} of {len(report.layers)} layers better."
+    layers = f"{report.num_healed} of {len(report.layers)} layers"
+    return f" On windows that were kept to judge by, healing made {layers} better."

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class ConversionPlan:
         config: the target's config.json.
         readings: what became of the rows of the calibration data.
         predictions: of the splits that were compared, where there was text to compare them on.
+        num_windows: natural ones to fit on, once the text has been read.
     """
 
     request: ConvertRequest
@@ -76,6 +77,7 @@ class ConversionPlan:
     shards: tuple[ShardPlan, ...]
     predictions: tuple[Prediction, ...] = ()
     readings: tuple[Reading, ...] = ()
+    num_windows: int | None = None
 
     @property
     def source(self) -> Source:
@@ -98,7 +100,8 @@ class ConversionPlan:
         Raises:
             TransMLAError: it cannot be carried out.
         """
-        return _planned(request, self.opened, self.reader, self.device, _settled(request, self.opened))
+        plan = _planned(request, self.opened, self.reader, self.device, _settled(request, self.opened))
+        return replace(plan, num_windows=self.num_windows, readings=self.readings)
 
     @property
     def needs_text(self) -> bool:
@@ -108,12 +111,16 @@ class ConversionPlan:
     @property
     def counts(self) -> WindowCounts:
         """How many windows are read of each kind."""
-        return self.counts_with(self.request.num_windows or self.wanted_windows)
+        return self.counts_with(self.num_windows or self.request.num_windows or self.wanted_windows)
 
     def counts_with(self, natural: int) -> WindowCounts:
         """Return the same where the text has so many windows to fit on."""
-        share = self.method.repeats if self.request.repeats is None else self.request.repeats
-        return WindowCounts.of(natural, self.request.num_heldout_windows, repeats=share)
+        return WindowCounts.of(natural, self.request.num_heldout_windows, repeats=self.repeats)
+
+    @property
+    def repeats(self) -> float:
+        """Windows of repeats as a share of the natural ones."""
+        return self.method.repeats if self.request.repeats is None else self.request.repeats
 
     @property
     def wanted_windows(self) -> int:

@@ -130,8 +130,9 @@ def prepare(
     windows = None
     if plan.needs_text:
         windows, num_windows = calibration_windows(plan, note=readings.append)
-        request = request.model_copy(update={"num_windows": num_windows})
-        plan = replace(plan, request=request)
+        # What --repeats is by default may change; the recipe repeats the result all the same.
+        request = request.model_copy(update={"repeats": plan.repeats})
+        plan = replace(plan, request=request, num_windows=num_windows)
     for sentence in filter(None, (reading.sentence() for reading in readings)):
         tell(sentence)
     splits = candidate_splits(request, plan.spec)
@@ -178,8 +179,10 @@ def calibration_windows(
         start=start,
     )
     counts = plan.counts_with(len(natural) - heldout)
-    words = whole_words(tokenizer, vocab_size=plan.spec.vocab_size)
-    windows = add_repeats(natural, counts, words=words, seed=request.seed, start=start)
+    windows = natural
+    if counts.repeats or counts.heldout_repeats:
+        words = whole_words(tokenizer, vocab_size=plan.spec.vocab_size)
+        windows = add_repeats(natural, counts, words=words, seed=request.seed, start=start)
     check_known(windows, vocab_size=plan.spec.vocab_size)
     for text in texts:
         note(text.reading)

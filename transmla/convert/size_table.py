@@ -99,6 +99,8 @@ def compare_sizes(
     if request.calibration in ((), ("none",)):
         raise Refusal("Sizes are compared on a text", TEXT)
     plan, groups = _splits(request, tell)
+    for warning in plan.warnings():
+        tell(warning)
     readings: list[Reading] = []
     windows, _ = calibration_windows(plan, note=readings.append)
     for sentence in filter(None, (reading.sentence() for reading in readings)):

@@ -40,7 +40,7 @@ from transmla.progress import Progress
 from transmla.records import FORMAT_VERSION
 from transmla.versions import loaded_versions
 
-_CE_WEIGHT = 0.1
+_CE_WEIGHT, _HARD_LABEL_SHARE = 0.1, 0.2
 _START = "start"
 
 
@@ -132,9 +132,10 @@ class Training:
         ce_weight = request.ce_weight
         if ce_weight is None:
             ce_weight = 1.0 if self.prepared.teacher is None else _CE_WEIGHT
+        hard_label_share = _HARD_LABEL_SHARE if request.hard_label_share is None else request.hard_label_share
         Student.from_model(
             self.model,
-            Mix(ce_weight, request.temperature, request.hard_label_share),
+            Mix(ce_weight, request.temperature, hard_label_share),
             attention_weight=request.attention_weight,
             stream=stream,
         )

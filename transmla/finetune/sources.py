@@ -34,8 +34,10 @@ def open_teacher(request: FinetuneRequest, converted: Source) -> Source | None:
     if request.teacher == NO_TEACHER:
         if request.ce_weight not in (None, 1):
             raise UsageError(f"--teacher none leaves cross-entropy alone: drop --ce-weight {request.ce_weight:g}.")
-        if request.attention_weight or request.teacher_top_k:
-            raise UsageError("--attention-weight and --teacher-top-k need a teacher, and --teacher is none.")
+        if request.attention_weight or request.teacher_top_k or request.hard_label_share:
+            raise UsageError(
+                "--attention-weight, --hard-label-share and --teacher-top-k need a teacher, and --teacher is none."
+            )
         return None
     name, gguf_file, revision = request.teacher, request.gguf_file, request.revision
     recorded = name is None

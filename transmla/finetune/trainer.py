@@ -178,7 +178,7 @@ class FinetuneTrainer(Trainer):
             counted = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             sums += torch.stack([outputs["loss"], outputs["nll"], outputs["kl"], counted])
         *totals, count = self.accelerator.reduce(sums.double(), "sum").tolist()
-        loss, nll, kl = (total / count for total in totals)
+        loss, nll, kl = (total / max(count, 1) for total in totals)
         return loss, nll, kl
 
     def _shares(self, dataset: PackedDataset) -> Iterator[dict[str, Tensor]]:

@@ -35,6 +35,10 @@ _NOTHING_GAINED = (
     "No step had less loss on what is held out, so these are the weights that came in: more steps or text, a smaller "
     "--learning-rate, or a larger --ce-weight if perplexity is what counts, may help."
 )
+_COPYING_SUFFERED = (
+    "A step that says again what stands further up (Repeats) worse than the start is not published, whatever its loss: "
+    "a smaller --learning-rate, or more --repeats, may help."
+)
 
 
 def report_table(report: FinetuneReport) -> Table:
@@ -45,7 +49,8 @@ def report_table(report: FinetuneReport) -> Table:
         title_justify="left",
         pad_edge=False,
     )
-    for heading in ("Step", "Tokens seen", "Perplexity", "KL", "Loss", "Seconds", ""):
+    watched = any(point.repeat_nll is not None for point in report.heldout)
+    for heading in ("Step", "Tokens seen", "Perplexity", "KL", "Loss", *(["Repeats"] * watched), "Seconds", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in report.heldout:
         table.add_row(
@@ -54,10 +59,15 @@ def report_table(report: FinetuneReport) -> Table:
             f"{point.perplexity:.4f}",
             "-" if report.teacher is None else f"{point.kl:.4f}",
             f"{point.loss:.4f}",
+            *([f"{point.repeat_nll:.4f}"] if point.repeat_nll is not None else []),
             f"{point.seconds:,.0f}",
             "best" if point.step == report.best_step else "",
         )
-    if report.steps and report.heldout and not report.best_step:
+    best = report.best
+    if best is not None and any(point.loss < best.loss for point in report.heldout):
+        table.caption = _COPYING_SUFFERED
+        table.caption_justify = "left"
+    elif report.steps and report.heldout and not report.best_step:
         table.caption = _NOTHING_GAINED
         table.caption_justify = "left"
     return table

@@ -153,14 +153,16 @@ def load_data(request: FinetuneRequest, tokenizer: PreTrainedTokenizerBase, *, v
     repeats, judges = None, []
     if request.repeats:
         words = whole_words(tokenizer, vocab_size=vocab_size)
-        start = text_start(tokenizer, request.bos)
+        start = [] if request.bos == "once" else text_start(tokenizer, request.bos)
         repeats = RepeatRows(words, share=request.repeats, start=start, seed=f"{request.seed} train")
         judges = RepeatRows(words, share=_HELDOUT_REPEATS, start=start, seed=f"{request.seed} heldout").of(held_rows)
     if request.streaming:
         for source in train:
             next(source.some())
         told = tuple(chain.from_iterable(source.told_of_stream() for source in train))
-        sources = [Interleaved(source, repeats) for source in train] if repeats else train
+        sources = [
+            Interleaved(source, repeats.seeded(number)) if repeats else source for number, source in enumerate(train)
+        ]
         learnt: PackedDataset | StreamedDataset = StreamedDataset(sources, seed=request.seed)
         num_learnt = 0
     else:

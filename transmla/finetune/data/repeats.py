@@ -6,6 +6,7 @@ everything is said twice, and only the second time is to be learnt: what comes t
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,18 +29,22 @@ class RepeatRows:
         """
         self._words, self._share, self._start, self._seed = words, share, start, seed
 
+    def seeded(self, number: int) -> RepeatRows:
+        """Return what says other words and passages, for another data set."""
+        return RepeatRows(self._words, share=self._share, start=self._start, seed=f"{self._seed} {number}")
+
     def among(self, rows: Iterable[Row], *, last: bool) -> Iterator[Row]:
         """Yield the rows, and the repeats: each as soon as it is due, or all of them in the end.
 
         The same rows give the same repeats each time.
         """
-        chance, kept, due, number = random.Random(f"repeats {self._seed}"), [], 0.0, 0
-        for row in rows:
+        chance, kept, number = random.Random(f"repeats {self._seed}"), [], 0
+        for count, row in enumerate(rows, start=1):
             yield row
-            due += self._share
-            while due >= 1:
+            # A tenth of ten is one, whatever ten tenths add up to.
+            while number < math.floor(self._share * count + 1e-9):
                 repeat = self._make(row, chance, passage=number % 2 == 1)
-                due, number = due - 1, number + 1
+                number += 1
                 if last:
                     kept.append(repeat)
                 else:

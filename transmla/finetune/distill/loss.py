@@ -7,7 +7,7 @@ its gradient at once, and only the gradient with respect to hidden states (and t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,9 +45,9 @@ class Mix:
     T² keeps the gradient's size whatever the temperature T (Hinton et al., arXiv:1503.02531, section 2).
 
     Attributes:
-        hard_label_share: share of the positions, those where the teacher's entropy is lowest, at which the loss is
-            cross-entropy alone: soft labels are noise where the truth is certain, and weaken induction heads
-            (arXiv:2509.01649).
+        hard_label_share: share of the positions of each sequence, those where the teacher's entropy is lowest, at which
+            the loss is cross-entropy alone: soft labels are noise where the truth is certain, and weaken induction
+            heads (arXiv:2509.01649).
     """
 
     ce_weight: float
@@ -71,6 +71,7 @@ def chunked_loss(
     targets: Targets | None,
     mix: Mix,
     *,
+    lengths: Sequence[int] | None = None,
     chunk: int | None = None,
 ) -> LossSums:
     """Return the loss of hidden states, as sums over the positions.
@@ -81,12 +82,13 @@ def chunked_loss(
         labels: the token that comes next.
         targets: what the teacher says of it; without one the loss is cross-entropy alone, and the divergence zero.
         mix: how the loss is put together.
+        lengths: positions of each sequence, in order; without them all are of one.
         chunk: positions that have their logits at once; by default as many as the device can well have.
     """
     if chunk is None:
         numbers = CPU_CHUNK_NUMBERS if hidden.device.type == "cpu" else CHUNK_NUMBERS
         chunk = max(1, numbers // len(head.weight))
-    ce_weight = None if targets is None else _ce_weights(targets, mix, labels, chunk)
+    ce_weight = None if targets is None else _ce_weights(targets, mix, labels, lengths or [len(labels)], chunk)
     weight = head.weight
     if torch.is_autocast_enabled(hidden.device.type):
         # Once, and not for each chunk.
@@ -110,12 +112,16 @@ def chunked_loss(
 
 @torch.no_grad()
 def _ce_weights(
-    targets: Targets, mix: Mix, labels: Int[Tensor, " positions"], chunk: int
+    targets: Targets, mix: Mix, labels: Int[Tensor, " positions"], lengths: Sequence[int], chunk: int
 ) -> Float[Tensor, " positions"]:
     """Return what cross-entropy counts at each position."""
     weights = torch.full(labels.shape, mix.ce_weight, device=labels.device)
-    if num_hard := round(mix.hard_label_share * len(labels)):
-        weights[targets.entropies(chunk).argsort(stable=True)[:num_hard]] = 1.0
+    # A process may have nothing to learn from, and only keeps in step with the others.
+    if len(labels) and mix.hard_label_share and mix.ce_weight < 1:
+        # By sequences, so that batches and processes make no difference.
+        parts = zip(targets.entropies(chunk).split(list(lengths)), weights.split(list(lengths)), strict=True)
+        for entropies, part in parts:
+            part[entropies.argsort(stable=True)[: round(mix.hard_label_share * len(part))]] = 1.0
     return weights
 
 

@@ -73,6 +73,7 @@ class Student(PreTrainedModel):
             next_token[counted],
             teacher_outputs.targets if teacher_outputs else None,
             self.mix,
+            lengths=counted.sum(-1).tolist(),
         )
         count = counted.sum() if num_items_in_batch is None else num_items_in_batch
         loss = sums.loss / count
