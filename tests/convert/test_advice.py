@@ -135,6 +135,7 @@ REFUSED = [
     ("llama", []),
     ("qwen3", []),
     ("mixtral", []),
+    ("llama", [*HALF, "--calibration", "none", "--repeats", "0.5"]),
     ("llama", ["--kv-lora-rank", "64", *TEXT]),
     ("llama", ["--kv-lora-rank", "448", "--engine", "vllm", *TEXT]),
     ("llama", ["--qk-rope-head-dim", "64", *TEXT]),
