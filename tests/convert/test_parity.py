@@ -215,7 +215,7 @@ class ApproximateContract:
     ):
         output, report, _ = approximate
         plan = plan_conversion(asked(source, output.with_name("x"), calibration_text, kv_ratio=0.5))
-        heldout, found = calibration_windows(plan)[0][plan.counts.heldout], report.calibration
+        heldout, found = calibration_windows(plan)[1][plan.counts.heldout], report.calibration
         assert found.num_heldout_windows == CALIBRATION["num_heldout_windows"]
         assert len(heldout) == found.num_heldout_windows + found.num_heldout_repeats
         converted = load(output)

@@ -131,7 +131,7 @@ def test_layers_that_are_passed_over_see_the_same_batches(source, flags, output,
         window=40,
     )
     plan = plan_conversion(request)
-    windows, _ = conversion.calibration_windows(plan)
+    plan, windows = conversion.calibration_windows(plan)
     seen: list[int] = []
     advance = SourceStream.advance
 

@@ -37,43 +37,22 @@ class MeasuredSize(Record):
 
 _MODEL = "SmolLM2-135M-Instruct"
 _TRIAL, _RESULTS = "Wikipedia, 96 windows", "Wikipedia, 128 windows"
-MEASURED = (
+MEASURED = tuple(
     MeasuredSize(
         model=_MODEL,
-        text=_TRIAL,
-        kv_lora_rank=96,
-        qk_rope_head_dim=32,
-        key_error=0.0316,
-        value_error=0.0190,
-        excess=0.212,
-    ),
-    MeasuredSize(
-        model=_MODEL,
-        text=_TRIAL,
-        kv_lora_rank=64,
-        qk_rope_head_dim=64,
-        key_error=0.0188,
-        value_error=0.0275,
-        excess=0.277,
-    ),
-    MeasuredSize(
-        model=_MODEL,
-        text=_RESULTS,
-        kv_lora_rank=160,
-        qk_rope_head_dim=32,
-        key_error=0.0306,
-        value_error=0.0073,
-        excess=0.112,
-    ),
-    MeasuredSize(
-        model=_MODEL,
-        text=_RESULTS,
-        kv_lora_rank=128,
-        qk_rope_head_dim=64,
-        key_error=0.0172,
-        value_error=0.0120,
-        excess=0.088,
-    ),
+        text=text,
+        kv_lora_rank=latent,
+        qk_rope_head_dim=rotary,
+        key_error=keys,
+        value_error=values,
+        excess=excess,
+    )
+    for text, latent, rotary, keys, values, excess in (
+        (_TRIAL, 96, 32, 0.0316, 0.0190, 0.212),
+        (_TRIAL, 64, 64, 0.0188, 0.0275, 0.277),
+        (_RESULTS, 160, 32, 0.0306, 0.0073, 0.112),
+        (_RESULTS, 128, 64, 0.0172, 0.0120, 0.088),
+    )
 )
 
 

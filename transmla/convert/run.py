@@ -23,7 +23,7 @@ from transmla.convert.predict import predict_splits
 from transmla.convert.report import CalibrationReport, ConversionReport, LayerReport
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.source_layers import as_stored
-from transmla.data.documents import Documents, Reading, with_text
+from transmla.data.documents import Documents, with_text
 from transmla.data.synthetic import whole_words
 from transmla.data.text import load_tokenizer, mixed_windows
 from transmla.data.tokens import check_known, text_start
@@ -126,34 +126,28 @@ def prepare(
         plan.check_space()
     for warning in plan.warnings():
         tell(warning)
-    readings: list[Reading] = []
-    windows = None
-    if plan.needs_text:
-        windows, num_windows = calibration_windows(plan, note=readings.append)
-        # What --repeats is by default may change; the recipe repeats the result all the same.
-        request = request.model_copy(update={"repeats": plan.repeats})
-        plan = replace(plan, request=request, num_windows=num_windows)
-    for sentence in filter(None, (reading.sentence() for reading in readings)):
-        tell(sentence)
-    splits = candidate_splits(request, plan.spec)
-    if windows is None or not plan.method.predicts or not predict:
-        return replace(plan, readings=tuple(readings)), windows
+    if not plan.needs_text:
+        return plan, None
+    plan, windows = calibration_windows(plan, tell=tell)
+    if not plan.method.predicts or not predict:
+        return plan, windows
+    splits = candidate_splits(plan.request, plan.spec)
     predictions = predict_splits(plan, windows, splits, progress=progress)
     if len(splits) > 1:
         # From here on the sizes are as though they had been given: the recipe repeats the result without the search.
         best = predictions[0].model_dump(include={"kv_lora_rank", "qk_rope_head_dim"})
-        plan = plan.at(request.model_copy(update={"kv_ratio": None, **best}))
-    return replace(plan, predictions=predictions, readings=tuple(readings)), windows
+        plan = plan.at(plan.request.model_copy(update={"kv_ratio": None, **best}))
+    return replace(plan, predictions=predictions), windows
 
 
 def calibration_windows(
-    plan: ConversionPlan, *, note: Callable[[Reading], None] = lambda reading: None
-) -> tuple[Int[Tensor, "windows tokens"], int]:
-    """Return the windows to fit on, then those held out; and how many natural ones there are to fit on.
+    plan: ConversionPlan, *, tell: Callable[[str], None] = say_nothing
+) -> tuple[ConversionPlan, Int[Tensor, "windows tokens"]]:
+    """Read the text: return the plan with what was found, and the windows to fit on, then those held out.
 
     Args:
         plan: of the conversion.
-        note: is given what became of the rows of each data set.
+        tell: is given what became of rows that are not read, a sentence each.
 
     Raises:
         DataError: the text is absent, unreadable or too short.
@@ -184,9 +178,12 @@ def calibration_windows(
         words = whole_words(tokenizer, vocab_size=plan.spec.vocab_size)
         windows = add_repeats(natural, counts, words=words, seed=request.seed, start=start)
     check_known(windows, vocab_size=plan.spec.vocab_size)
-    for text in texts:
-        note(text.reading)
-    return windows, counts.natural
+    readings = tuple(text.reading for text in texts)
+    for sentence in filter(None, (reading.sentence() for reading in readings)):
+        tell(sentence)
+    # What --repeats is by default may change; the recipe repeats the result all the same.
+    request = request.model_copy(update={"repeats": plan.repeats})
+    return replace(plan, request=request, num_windows=counts.natural, readings=readings), windows
 
 
 def _write_outer_tensors(plan: ConversionPlan, writer: CheckpointWriter) -> None:

@@ -18,7 +18,6 @@ from transmla.convert.predict import predict_splits, prediction_windows
 from transmla.convert.run import calibration_windows
 from transmla.convert.sizes import candidate_splits
 from transmla.convert.summary import Prediction
-from transmla.data.documents import Reading
 from transmla.deepseek.sizes import MLASizes
 from transmla.errors import UsageError
 from transmla.progress import Progress, say_nothing
@@ -101,10 +100,7 @@ def compare_sizes(
     plan, groups = _splits(request, tell)
     for warning in plan.warnings():
         tell(warning)
-    readings: list[Reading] = []
-    windows, _ = calibration_windows(plan, note=readings.append)
-    for sentence in filter(None, (reading.sentence() for reading in readings)):
-        tell(sentence)
+    plan, windows = calibration_windows(plan, tell=tell)
     every = list(dict.fromkeys(split for group in groups for split in group))
     found = {_numbers(one): one for one in predict_splits(plan, windows, every, progress=progress)}
     rows = (_row(request, plan, [found[_numbers(split)] for split in group]) for group in groups)

@@ -47,6 +47,7 @@ def report_table(report: FinetuneReport) -> Table:
         title=f"{report.checkpoint}: {report.num_heldout_sequences} held-out sequences of {report.window} tokens",
         box=box.SIMPLE_HEAD,
         title_justify="left",
+        caption_justify="left",
         pad_edge=False,
     )
     watched = any(point.repeat_nll is not None for point in report.heldout)
@@ -66,8 +67,6 @@ def report_table(report: FinetuneReport) -> Table:
     best = report.best
     if best is not None and any(point.loss < best.loss for point in report.heldout):
         table.caption = _COPYING_SUFFERED
-        table.caption_justify = "left"
     elif report.steps and report.heldout and not report.best_step:
         table.caption = _NOTHING_GAINED
-        table.caption_justify = "left"
     return table

@@ -72,12 +72,14 @@ class Part(ABC):
         record: what it finds; the report has any number of them.
         flags: by which it is asked for.
         on_first_text: whether it compares conversions with their source on the first data set, and so needs both.
+        compares: whether it says nothing of a source alone, whatever the text.
     """
 
     name: ClassVar[str]
     record: ClassVar[type[Record]]
     flags: ClassVar[tuple[str, ...]] = ()
     on_first_text: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -93,7 +95,7 @@ class Part(ABC):
         """
         if cls.on_first_text and not request.dataset:
             raise UsageError(f"{cls.flags[0]} needs text: pass --dataset.")
-        if cls.on_first_text and not request.converted:
+        if (cls.compares or cls.on_first_text) and not request.converted:
             raise UsageError(f"{cls.flags[0]} compares a source with conversions of it: pass CONVERTED.")
 
     @classmethod

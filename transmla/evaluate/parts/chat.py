@@ -67,6 +67,7 @@ class ChatPart(Part):
     name = "chat"
     record = ChatReport
     flags = ("--chat-prompts",)
+    compares = True
 
     @classmethod
     def wanted(cls, request: EvalRequest) -> bool:
@@ -84,8 +85,7 @@ class ChatPart(Part):
             raise UsageError(
                 f"There are {len(QUESTIONS)} questions, but --chat-prompts is {request.chat_prompts}: lower it."
             )
-        if not request.converted:
-            raise UsageError("--chat-prompts compares a source with conversions of it: pass CONVERTED.")
+        super().check(request)
 
     @classmethod
     def longest(cls, request: EvalRequest) -> tuple[int, str]:
